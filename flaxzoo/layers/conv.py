@@ -1,0 +1,119 @@
+"""Convolution and linear layers with torch's arithmetic on NHWC arrays.
+
+Kernels are cast to the input's dtype, so the compute dtype of a network is the dtype of its input. Parameters are
+created in float32. Default initialisers are those of `torch.nn.Conv2d` and `torch.nn.Linear`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxzoo.layers.conv_lowering import conv2d
+
+IntOrPair = int | Sequence[int]
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's kaiming_uniform_(a=sqrt(5)).
+torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def torch_bias(fan_in: int) -> Callable:
+    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default for the bias of Conv2d and Linear."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def pair(value: IntOrPair, name: str) -> tuple[int, int]:
+    """`3` and `(3, 3)` both mean (height 3, width 3)."""
+    values = (value, value) if isinstance(value, int) else tuple(value)
+    if len(values) != 2:
+        raise ValueError(f'{name} must be an int or a (height, width) pair, got {value!r}')
+    return values
+
+
+class Conv2d(nn.Module):
+    """`torch.nn.Conv2d` on `x: (N, H, W, C)`, giving (N, H', W', out_channels).
+
+    Fields are torch's. `padding` is numeric and symmetric, as in torch. The parameter `kernel` has shape
+    (kernel height, kernel width, C // groups, out_channels); `bias` has shape (out_channels,).
+
+    Raises:
+      TypeError: `x` holds integers (an image that was not normalised).
+      ValueError: `x` is not of rank 4, or its channels do not fit the kernel or the groups.
+    """
+
+    out_channels: int
+    kernel_size: IntOrPair
+    stride: IntOrPair = 1
+    padding: IntOrPair = 0
+    dilation: IntOrPair = 1
+    groups: int = 1
+    bias: bool = True
+    kernel_init: Callable = torch_uniform
+    bias_init: Callable | None = None  # None: torch's default, which depends on the fan-in
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self._check(x)
+        kernel_size = pair(self.kernel_size, 'kernel_size')
+        shape = (*kernel_size, x.shape[-1] // self.groups, self.out_channels)
+        kernel = self.param('kernel', self.kernel_init, shape)
+        y = conv2d(
+            x,
+            kernel.astype(x.dtype),
+            stride=pair(self.stride, 'stride'),
+            padding=pair(self.padding, 'padding'),
+            dilation=pair(self.dilation, 'dilation'),
+            groups=self.groups,
+        )
+        if self.bias:
+            init = self.bias_init or torch_bias(shape[0] * shape[1] * shape[2])
+            y = y + self.param('bias', init, (self.out_channels,)).astype(x.dtype)
+        return y
+
+    def _check(self, x: jax.Array) -> None:
+        where = self.name or type(self).__name__
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f'{where}: the image has dtype {x.dtype}; networks take normalised floating-point images. '
+                'Convert it first, for example (x.astype(jnp.float32) / 255 - mean) / std.'
+            )
+        if x.ndim != 4:
+            raise ValueError(f'{where}: expected x of shape (N, H, W, C), got {x.shape}')
+        channels = x.shape[-1]
+        if self.has_variable('params', 'kernel'):
+            expected = self.get_variable('params', 'kernel').shape[2] * self.groups
+            if channels != expected:
+                raise ValueError(
+                    f'{where}: the kernel takes {expected} channels and x of shape {x.shape} has {channels}; '
+                    'images are (N, H, W, C), channels last'
+                )
+        if channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(
+                f'{where}: groups={self.groups} must divide the {channels} input channels and '
+                f'the {self.out_channels} output channels'
+            )
+
+
+class Linear(nn.Module):
+    """`torch.nn.Linear` on `x: (..., C)`, giving (..., out_features). `kernel` has shape (C, out_features)."""
+
+    out_features: int
+    bias: bool = True
+    kernel_init: Callable = torch_uniform
+    bias_init: Callable | None = None  # None: torch's default, which depends on the fan-in
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.out_features))
+        y = x @ kernel.astype(x.dtype)
+        if self.bias:
+            init = self.bias_init or torch_bias(x.shape[-1])
+            y = y + self.param('bias', init, (self.out_features,)).astype(x.dtype)
+        return y

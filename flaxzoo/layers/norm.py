@@ -1,0 +1,84 @@
+"""Normalisation with torch's conventions."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class BatchNorm(nn.Module):
+    """`torch.nn.BatchNorm2d` (and 1d): normalises `x: (..., C)` over all axes but the last.
+
+    Torch's conventions: `momentum` is the weight of the new value (0.1, flax would say 0.9), the running variance is
+    the unbiased one (n / (n - 1)), the batch is normalised with the biased one. Statistics are computed in float32,
+    or wider if `x` is; the result has the dtype of `x`.
+
+    Attributes:
+      eps: added to the variance.
+      momentum: running = (1 - momentum) * running + momentum * batch.
+      affine: learn `scale` and `bias`.
+      axis_name: a mapped axis (of `pmap` or `shard_map`) over which training statistics are shared, torch's
+        SyncBatchNorm. None: every device uses its own part of the batch.
+      scale_init: initialiser of `scale`.
+      frozen: use the running statistics also when `train=True` and leave them as they are; `scale` and `bias`
+        still get gradients.
+
+    Raises:
+      ValueError: in training, if there is only one value a channel (torch refuses it too).
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    affine: bool = True
+    axis_name: str | None = None
+    frozen: bool = False
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        shape = x.shape[-1:]
+        mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+        var = self.variable('batch_stats', 'var', jnp.ones, shape)
+        stats_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        wide = x.astype(stats_dtype)
+
+        if train and not self.frozen:
+            m, v, count = self._batch_statistics(wide)
+            if not self.is_initializing():
+                self._update(mean, m)
+                self._update(var, v * (count / (count - 1)))
+        else:
+            m, v = mean.value.astype(stats_dtype), var.value.astype(stats_dtype)
+
+        factor = lax.rsqrt(v + self.eps)
+        if self.affine:
+            factor = factor * self.param('scale', self.scale_init, shape)
+            y = (wide - m) * factor + self.param('bias', nn.initializers.zeros, shape)
+        else:
+            y = (wide - m) * factor
+        return y.astype(x.dtype)
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+        """Mean, biased variance and number of values a channel, over all devices of `axis_name`."""
+        axes = tuple(range(x.ndim - 1))
+        # At init there is no mapped axis to share over, and the values do not matter.
+        axis_name = None if self.is_initializing() else self.axis_name
+        count = x.size // x.shape[-1] * (lax.axis_size(axis_name) if axis_name else 1)
+        if count < 2:
+            raise ValueError(
+                f'{"/".join(self.path)}: batch statistics need more than one value a channel in training, '
+                f'got x of shape {x.shape}; use a larger batch or image, or BatchNorm(frozen=True)'
+            )
+        m = x.mean(axes)
+        if axis_name:
+            m = lax.pmean(m, axis_name)
+        v = jnp.square(x - m).mean(axes)
+        if axis_name:
+            v = lax.pmean(v, axis_name)
+        return m, v, count
+
+    def _update(self, running: nn.Variable, batch: jax.Array) -> None:
+        batch = lax.stop_gradient(batch).astype(running.value.dtype)
+        running.value = (1 - self.momentum) * running.value + self.momentum * batch

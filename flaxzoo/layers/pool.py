@@ -1,0 +1,106 @@
+"""Pooling of `x: (N, H, W, C)` with torch's window arithmetic (names and arguments of torch.nn.functional)."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from flaxzoo.layers.conv import IntOrPair, pair
+
+
+def max_pool2d(
+    x: jax.Array,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    ceil_mode: bool = False,
+) -> jax.Array:
+    """Maximum over windows; `stride=None` means `kernel_size`. (N, H, W, C) -> (N, H', W', C)."""
+    kernel, strides, pads = _windows(x.shape, kernel_size, stride, padding, ceil_mode)
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *kernel, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
+
+
+def avg_pool2d(
+    x: jax.Array,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> jax.Array:
+    """Mean over windows; `stride=None` means `kernel_size`. (N, H, W, C) -> (N, H', W', C).
+
+    `count_include_pad` counts the zeros of `padding` in the mean. What ceil_mode adds beyond them never counts.
+    """
+    kernel, strides, pads = _windows(x.shape, kernel_size, stride, padding, ceil_mode)
+    zero = jnp.zeros((), x.dtype)
+    total = lax.reduce_window(x, zero, lax.add, (1, *kernel, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
+    counts = [
+        _counts(size, k, s, p, total.shape[axis], count_include_pad)
+        for axis, size, k, s, p in zip((1, 2), x.shape[1:3], kernel, strides, pair(padding, 'padding'), strict=True)
+    ]
+    return total / jnp.asarray(np.outer(*counts)[:, :, None], x.dtype)
+
+
+def adaptive_avg_pool2d(x: jax.Array, output_size: IntOrPair) -> jax.Array:
+    """Mean over the `output_size` intervals of each axis, which overlap where the size does not divide.
+
+    Interval i of n pixels cut in o runs from floor(i*n/o) to ceil((i+1)*n/o). (N, H, W, C) -> (N, *output_size, C).
+    """
+    for axis, size in zip((1, 2), pair(output_size, 'output_size'), strict=True):
+        n = x.shape[axis]
+        if size == 1:
+            x = x.mean(axis, keepdims=True)
+        elif n % size == 0:
+            x = x.reshape(*x.shape[:axis], size, n // size, *x.shape[axis + 1 :]).mean(axis + 1)
+        elif n != size:
+            x = _interval_means(x, axis, size)
+    return x
+
+
+def global_avg_pool2d(x: jax.Array) -> jax.Array:
+    """Mean over the image: (N, H, W, C) -> (N, C). Torch's AdaptiveAvgPool2d(1) and flatten."""
+    return x.mean((1, 2))
+
+
+def _interval_means(x: jax.Array, axis: int, size: int) -> jax.Array:
+    n = x.shape[axis]
+    bounds = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+    means = [lax.slice_in_dim(x, lo, hi, axis=axis).mean(axis, keepdims=True) for lo, hi in bounds]
+    return jnp.concatenate(means, axis)
+
+
+def _windows(
+    shape: Sequence[int],
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None,
+    padding: IntOrPair,
+    ceil_mode: bool,
+) -> tuple[tuple[int, int], tuple[int, int], list[tuple[int, int]]]:
+    """Kernel, stride and (low, high) padding of height and width."""
+    kernel = pair(kernel_size, 'kernel_size')
+    strides = kernel if stride is None else pair(stride, 'stride')
+    paddings = pair(padding, 'padding')
+    pads = []
+    for n, k, s, p in zip(shape[1:3], kernel, strides, paddings, strict=True):
+        if 2 * p > k:
+            raise ValueError(f'padding {p} must be at most half of the kernel size {k}')
+        span = n + 2 * p - k
+        if span < 0:
+            raise ValueError(f'an image of shape {tuple(shape)} is smaller than the pooling window {kernel}')
+        out = (-(-span // s) if ceil_mode else span // s) + 1
+        if ceil_mode and (out - 1) * s >= n + p:  # a window may not start in the padding on the right
+            out -= 1
+        pads.append((p, max(p if not ceil_mode else 0, (out - 1) * s + k - n - p)))
+    return kernel, strides, pads
+
+
+def _counts(n: int, kernel: int, stride: int, pad: int, out: int, include_pad: bool) -> np.ndarray:
+    """How many positions each of the `out` windows of one axis counts."""
+    start = np.arange(out) * stride - pad
+    end = np.minimum(start + kernel, n + pad)
+    if not include_pad:
+        start, end = np.maximum(start, 0), np.minimum(end, n)
+    return end - start

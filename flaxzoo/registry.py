@@ -1,0 +1,61 @@
+"""Names of networks and how each is built: `create` and `list_models`."""
+
+import dataclasses
+import difflib
+import fnmatch
+import re
+from functools import partial
+
+import flax.linen as nn
+
+from flaxzoo.models import resnet
+
+MODELS: dict[str, partial] = {**resnet.VARIANTS}
+
+
+def list_models(pattern: str = '*') -> list[str]:
+    """Registered names that match the wildcard `pattern` (`*`, `?`, `[seq]`), in natural order."""
+    return sorted(fnmatch.filter(MODELS, pattern), key=_natural)
+
+
+def create(name: str, /, **fields) -> nn.Module:
+    """Builds the network `name`; no arrays are made yet.
+
+    Args:
+      name: one of `list_models()`.
+      **fields: fields of the network, over those of the variant: `num_classes=10`, `norm_layer=...`.
+
+    Returns:
+      A linen Module, called on `x: (N, H, W, C)`: `model.init(key, x)`, `model.apply(variables, x)`.
+
+    Raises:
+      ValueError: no network has this name, or `num_classes` is not a positive integer.
+      TypeError: the network has no such field.
+    """
+    builder = lookup(name)
+    known = [f.name for f in dataclasses.fields(builder.func) if f.name != 'parent']
+    for field in fields:
+        if field not in known:
+            raise TypeError(f'{name} has no field {field!r}{suggest(field, known)}; its fields are {", ".join(known)}')
+    num_classes = fields.get('num_classes', 1)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f'num_classes must be a positive integer, got {num_classes!r}')
+    return builder(**fields)
+
+
+def lookup(name: str) -> partial:
+    """The builder of a registered name, or an error with the nearest names."""
+    if name not in MODELS:
+        raise ValueError(f'there is no model {name!r}{suggest(name, list(MODELS))}; flaxzoo.list_models() names all')
+    return MODELS[name]
+
+
+def suggest(word: str, choices: list[str]) -> str:
+    """A clause with the choices nearest to a misspelt word, or an empty one."""
+    near = difflib.get_close_matches(word, choices, n=3, cutoff=0.5)
+    return f', did you mean {" or ".join(near)}?' if near else ''
+
+
+def _natural(name: str) -> list:
+    """Sort key in which resnet18 comes before resnet101."""
+    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)]

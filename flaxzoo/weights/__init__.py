@@ -1,0 +1,1 @@
+"""Weights: torch's state dicts to variables and back."""
