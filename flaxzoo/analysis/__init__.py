@@ -1,0 +1,1 @@
+"""Looking into networks: where a port and its reference part, and what a network costs."""

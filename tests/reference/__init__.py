@@ -1,0 +1,19 @@
+"""The torch network that each registered name reimplements."""
+
+import timm
+import torch
+import torchvision
+
+from tests.reference import resnext_cifar
+
+OWN = {**resnext_cifar.MODELS}
+TIMM = {'resnext101_32x4d': 'resnext101_32x4d'}
+
+
+def build(name: str, **fields) -> torch.nn.Module:
+    """A fresh torch module, from torchvision where it has the network, else timm, else our own reference."""
+    if name in OWN:
+        return OWN[name](**fields)
+    if name in TIMM:
+        return timm.create_model(TIMM[name], **fields)
+    return torchvision.models.get_model(name, **fields)
