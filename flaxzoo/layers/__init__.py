@@ -1,6 +1,6 @@
 """What every family is built of, in torch's semantics on NHWC arrays."""
 
-from flaxzoo.layers.blocks import NormLayer, SqueezeExcite, remat
+from flaxzoo.layers.blocks import ConvNormAct, NormLayer, SqueezeExcite, remat
 from flaxzoo.layers.conv import Conv2d, Linear, kaiming_normal_fan_out
 from flaxzoo.layers.norm import BatchNorm
 from flaxzoo.layers.pool import adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d
@@ -9,6 +9,7 @@ from flaxzoo.layers.regularize import Dropout, StochasticDepth
 __all__ = [
     'BatchNorm',
     'Conv2d',
+    'ConvNormAct',
     'Dropout',
     'Linear',
     'NormLayer',

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from flaxzoo.layers.conv import Conv2d
+from flaxzoo.layers.conv import Conv2d, IntOrPair, torch_uniform
+from flaxzoo.layers.norm import BatchNorm
 
 NormLayer = Callable[..., nn.Module]
 
@@ -14,6 +15,34 @@ def remat(block: type[nn.Module], enabled: bool) -> type[nn.Module]:
     """`block` recomputed in the backward pass instead of stored, if `enabled`. Its call is `block(x, train)`."""
     # Argument 0 is the module itself, 1 is x, 2 is train, which must stay a Python bool.
     return nn.remat(block, static_argnums=(2,)) if enabled else block
+
+
+class ConvNormAct(nn.Module):
+    """A convolution without bias `conv`, its normalisation `bn` and an activation: (N, H, W, C) -> (N, H', W', O).
+
+    Torchvision's and timm's `BasicConv2d` of the Inception families.
+    """
+
+    out_channels: int
+    kernel_size: IntOrPair
+    stride: IntOrPair = 1
+    padding: IntOrPair = 0
+    norm_layer: NormLayer = BatchNorm
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    kernel_init: Callable = torch_uniform
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = Conv2d(
+            self.out_channels,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            bias=False,
+            kernel_init=self.kernel_init,
+            name='conv',
+        )(x)
+        return self.activation(self.norm_layer(name='bn')(x, train))
 
 
 class SqueezeExcite(nn.Module):
