@@ -2,8 +2,8 @@
 
 from flaxzoo.layers.blocks import ConvNormAct, NormLayer, SqueezeExcite, remat
 from flaxzoo.layers.conv import Conv2d, Linear, kaiming_normal_fan_out
-from flaxzoo.layers.norm import BatchNorm
-from flaxzoo.layers.pool import adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d
+from flaxzoo.layers.norm import BatchNorm, local_response_norm
+from flaxzoo.layers.pool import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_pool2d, max_pool2d
 from flaxzoo.layers.regularize import Dropout, StochasticDepth
 
 __all__ = [
@@ -17,8 +17,10 @@ __all__ = [
     'StochasticDepth',
     'adaptive_avg_pool2d',
     'avg_pool2d',
+    'flatten',
     'global_avg_pool2d',
     'kaiming_normal_fan_out',
+    'local_response_norm',
     'max_pool2d',
     'remat',
 ]

@@ -45,7 +45,7 @@ class Conv2d(nn.Module):
 
     Raises:
       TypeError: `x` holds integers (an image that was not normalised).
-      ValueError: `x` is not of rank 4, or its channels do not fit the kernel or the groups.
+      ValueError: `x` is not of rank 4, is smaller than the kernel, or its channels do not fit the kernel or the groups.
     """
 
     out_channels: int
@@ -94,6 +94,11 @@ class Conv2d(nn.Module):
                     f'{where}: the kernel takes {expected} channels and x of shape {x.shape} has {channels}; '
                     'images are (N, H, W, C), channels last'
                 )
+        sizes = zip(x.shape[1:3], *(pair(v, '') for v in (self.kernel_size, self.padding, self.dilation)), strict=True)
+        if any(n + 2 * p < d * (k - 1) + 1 for n, k, p, d in sizes):
+            raise ValueError(
+                f'{where}: x of shape {x.shape} is smaller than the kernel {self.kernel_size}; use a larger image'
+            )
         if channels % self.groups or self.out_channels % self.groups:
             raise ValueError(
                 f'{where}: groups={self.groups} must divide the {channels} input channels and '

@@ -82,3 +82,17 @@ class BatchNorm(nn.Module):
     def _update(self, running: nn.Variable, batch: jax.Array) -> None:
         batch = lax.stop_gradient(batch).astype(running.value.dtype)
         running.value = (1 - self.momentum) * running.value + self.momentum * batch
+
+
+def local_response_norm(x: jax.Array, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> jax.Array:
+    """`torch.nn.functional.local_response_norm` across the channels of `x: (..., C)`, and Caffe's LRN layer.
+
+    Divides by (k + alpha * m) ** beta, where m is the mean of the squares of the `size` channels around each one;
+    channels beyond the ends count as zeros. Computed in float32, or wider if `x` is.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    window = (1,) * (x.ndim - 1) + (size,)
+    padding = [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)]
+    zero = jnp.zeros((), wide.dtype)
+    total = lax.reduce_window(jnp.square(wide), zero, lax.add, window, (1,) * x.ndim, padding)
+    return (wide / (k + alpha / size * total) ** beta).astype(x.dtype)

@@ -65,6 +65,11 @@ def global_avg_pool2d(x: jax.Array) -> jax.Array:
     return x.mean((1, 2))
 
 
+def flatten(x: jax.Array) -> jax.Array:
+    """`torch.flatten(x, 1)`: (N, H, W, C) -> (N, C * H * W), the features in torch's order, channels first."""
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+
+
 def _interval_means(x: jax.Array, axis: int, size: int) -> jax.Array:
     n = x.shape[axis]
     bounds = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
@@ -88,9 +93,9 @@ def _windows(
         if 2 * p > k:
             raise ValueError(f'padding {p} must be at most half of the kernel size {k}')
         span = n + 2 * p - k
-        if span < 0:
-            raise ValueError(f'an image of shape {tuple(shape)} is smaller than the pooling window {kernel}')
         out = (-(-span // s) if ceil_mode else span // s) + 1
+        if out < 1:  # ceil_mode takes an image that is less than a stride too small
+            raise ValueError(f'an image of shape {tuple(shape)} is smaller than the pooling window {kernel}')
         if ceil_mode and (out - 1) * s >= n + p:  # a window may not start in the padding on the right
             out -= 1
         pads.append((p, max(p if not ceil_mode else 0, (out - 1) * s + k - n - p)))
