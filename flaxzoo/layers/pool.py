@@ -35,7 +35,7 @@ def avg_pool2d(
     `count_include_pad` counts the zeros of `padding` in the mean. What ceil_mode adds beyond them never counts.
     """
     kernel, strides, pads = _windows(x.shape, kernel_size, stride, padding, ceil_mode)
-    zero = jnp.zeros((), x.dtype)
+    zero = np.zeros((), x.dtype)  # a constant also under jit: a traced zero would have no gradient
     total = lax.reduce_window(x, zero, lax.add, (1, *kernel, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
     counts = [
         _counts(size, k, s, p, total.shape[axis], count_include_pad)
