@@ -1,0 +1,110 @@
+"""Xception.
+
+Paper: https://arxiv.org/abs/1610.02357, figure 5. Reference: timm's legacy_xception, with its parameter names.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from flaxzoo.layers import (
+    BatchNorm,
+    Conv2d,
+    Dropout,
+    Linear,
+    NormLayer,
+    global_avg_pool2d,
+    kaiming_normal_fan_out,
+    max_pool2d,
+    remat,
+)
+
+conv = partial(Conv2d, bias=False, kernel_init=kaiming_normal_fan_out)
+
+# Widths of the separable convolutions of each block, and its stride.
+ENTRY = (((128, 128), 2), ((256, 256), 2), ((728, 728), 2))
+MIDDLE = (((728, 728, 728), 1),) * 8
+EXIT = (((728, 1024), 2),)
+
+
+class SeparableConv2d(nn.Module):
+    """A depthwise 3x3 and a 1x1 with nothing between: (N, H, W, C) -> (N, H, W, out_channels)."""
+
+    out_channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = conv(x.shape[-1], 3, padding=1, groups=x.shape[-1], name='conv1')(x)
+        return conv(self.out_channels, 1, name='pointwise')(x)
+
+
+class Block(nn.Module):
+    """Separable convolutions and a shortcut: (N, H, W, C) -> (N, H / stride, W / stride, widths[-1])."""
+
+    widths: Sequence[int]
+    stride: int = 1
+    start_with_relu: bool = True
+    norm_layer: NormLayer = BatchNorm
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != self.widths[-1]:
+            shortcut = conv(self.widths[-1], 1, stride=self.stride, name='skip')(x)
+            shortcut = self.norm_layer(name='skipbn')(shortcut, train)
+        # Torch's `rep` is a Sequential of ReLU, convolution and norm in turn.
+        index = 1 if self.start_with_relu else 0
+        for i, width in enumerate(self.widths):
+            if i or self.start_with_relu:
+                x = nn.relu(x)
+            x = SeparableConv2d(width, name=f'rep.{index}')(x)
+            x = self.norm_layer(name=f'rep.{index + 1}')(x, train)
+            index += 3
+        if self.stride != 1:
+            x = max_pool2d(x, 3, stride=self.stride, padding=1)
+        return x + shortcut
+
+
+class Xception(nn.Module):
+    """timm's `legacy_xception`.
+
+    Call it on `x: (N, H, W, C)` of any floating dtype for logits (N, num_classes). H and W are at least 7.
+
+    Attributes:
+      num_classes: width of the head `fc`.
+      drop_rate: dropout before the head.
+      norm_layer: builds the normalisation, for example `partial(BatchNorm, axis_name='batch')`.
+      remat: recompute the blocks in the backward pass instead of storing them.
+      image_size: the size in pixels that the network was designed for; it takes others.
+    """
+
+    num_classes: int = 1000
+    drop_rate: float = 0.0
+    norm_layer: NormLayer = BatchNorm
+    remat: bool = False
+    image_size: int = 299
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = conv(32, 3, stride=2, name='conv1')(x)
+        x = nn.relu(self.norm_layer(name='bn1')(x, train))
+        x = conv(64, 3, name='conv2')(x)
+        x = nn.relu(self.norm_layer(name='bn2')(x, train))
+        block = partial(remat(Block, self.remat), norm_layer=self.norm_layer)
+        for i, (widths, stride) in enumerate((*ENTRY, *MIDDLE, *EXIT), start=1):
+            # The first block follows a ReLU.
+            x = block(widths, stride, start_with_relu=i > 1, name=f'block{i}')(x, train)
+        for i, width in ((3, 1536), (4, 2048)):
+            x = SeparableConv2d(width, name=f'conv{i}')(x)
+            x = nn.relu(self.norm_layer(name=f'bn{i}')(x, train))
+        x = global_avg_pool2d(x)
+        if self.drop_rate:
+            x = Dropout(self.drop_rate, name='drop')(x, train)
+        return Linear(self.num_classes, name='fc')(x)
+
+
+VARIANTS = {
+    'xception': partial(Xception),
+}
