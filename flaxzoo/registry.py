@@ -40,7 +40,8 @@ def create(name: str, /, **fields) -> nn.Module:
     num_classes = fields.get('num_classes', 1)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f'num_classes must be a positive integer, got {num_classes!r}')
-    return builder(**fields)
+    # A variant may state its first fields by position; as keywords they can be overridden like the rest.
+    return builder.func(**{**dict(zip(known, builder.args, strict=False)), **builder.keywords, **fields})
 
 
 def lookup(name: str) -> partial:

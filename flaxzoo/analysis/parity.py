@@ -146,7 +146,9 @@ def _run_flax(
         loss = sum(optax.softmax_cross_entropy_with_integer_labels(h, labels).mean() for h in heads) if train else 0.0
         return loss, {**state, 'logits': heads}
 
-    run = jax.jit(jax.value_and_grad(forward, has_aux=True) if train else forward)
+    # Compiling is most of the time of a comparison; float64 checks the mathematics, not the compiler's speed.
+    options = {'xla_backend_optimization_level': 0} if x.dtype == jnp.float64 else None
+    run = jax.jit(jax.value_and_grad(forward, has_aux=True) if train else forward, compiler_options=options)
     result, grads = run(variables['params'], x) if train else (run(variables['params'], x), None)
     loss, state = result
     outputs = {f'logits{i or ""}': head for i, head in enumerate(state['logits'])}
@@ -180,8 +182,10 @@ def _run_torch(module: Any, x: np.ndarray, labels: np.ndarray | None) -> dict[st
     for name, child in module.named_modules():
         if type(child).__name__ in ('Dropout', 'DropPath', 'StochasticDepth'):
             child.eval()
+        # timm's BatchNormAct2d is a norm and a ReLU in one; what its norm gives passes through its child `drop`.
+        source = child.drop if type(child).__name__ == 'BatchNormAct2d' else child
         if name:
-            child.register_forward_hook(keep(name))
+            source.register_forward_hook(keep(name))
     heads = _heads(module(torch.from_numpy(np.moveaxis(x, -1, 1).copy())))
     outputs |= {f'logits{i or ""}': head.detach().numpy().copy() for i, head in enumerate(heads)}
     tensors = {'output': outputs}

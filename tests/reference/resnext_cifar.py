@@ -1,7 +1,7 @@
 """ResNeXt for 32x32 images in torch, written from section 5.3 of https://arxiv.org/abs/1611.05431.
 
-A 3x3 stem of 64 filters at full resolution, stages of bottlenecks at 32, 16 and 8 pixels whose widths double, 256 outputs
-in the first, global average pooling and one linear layer. Module names follow torchvision's ResNet.
+A 3x3 stem of 64 filters at full resolution, stages of bottlenecks at 32, 16 and 8 pixels whose widths double, 256
+outputs in the first, global average pooling and one linear layer. Module names follow torchvision's ResNet.
 """
 
 from functools import partial

@@ -1,0 +1,33 @@
+"""Which images each network is tested on, and which networks `make test` runs numerically."""
+
+from fnmatch import fnmatch
+
+import numpy as np
+import pytest
+
+import flaxzoo
+
+# (N, H, W) by name pattern: odd, not square, and about as small as the network's training mode allows.
+SIZES = {
+    'resnext29*': (2, 21, 27),
+    '*_cifar': (2, 21, 27),
+    '*': (2, 49, 67),
+}
+
+# One small network a form; `make test-all` runs every name.
+FAST = ('resnet18', 'resnext50_32x4d', 'resnext29_32x4d')
+
+ALL_MODELS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in flaxzoo.list_models()]
+
+
+def size(name: str) -> tuple[int, int, int]:
+    return next(size for pattern, size in SIZES.items() if fnmatch(name, pattern))
+
+
+def images(name: str, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """Normally distributed images (N, H, W, channels), float64."""
+    return np.random.default_rng(seed).normal(size=(*size(name), channels))
+
+
+def labels(name: str, num_classes: int = 10) -> np.ndarray:
+    return np.random.default_rng(1).integers(num_classes, size=size(name)[0])
