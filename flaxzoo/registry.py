@@ -8,9 +8,18 @@ from functools import partial
 
 import flax.linen as nn
 
-from flaxzoo.models import resnet
+from flaxzoo.models import alexnet, bn_inception, googlenet, inception_v1, inception_v3, resnet, squeezenet, vgg
 
-MODELS: dict[str, partial] = {**resnet.VARIANTS}
+MODELS: dict[str, partial] = {
+    **alexnet.VARIANTS,
+    **vgg.VARIANTS,
+    **squeezenet.VARIANTS,
+    **googlenet.VARIANTS,
+    **inception_v1.VARIANTS,
+    **bn_inception.VARIANTS,
+    **inception_v3.VARIANTS,
+    **resnet.VARIANTS,
+}
 
 
 def list_models(pattern: str = '*') -> list[str]:

@@ -4,9 +4,9 @@ import timm
 import torch
 import torchvision
 
-from tests.reference import resnext_cifar
+from tests.reference import bn_inception, inception_v1, resnext_cifar
 
-OWN = {**resnext_cifar.MODELS}
+OWN = {**resnext_cifar.MODELS, **inception_v1.MODELS, **bn_inception.MODELS}
 TIMM = {'resnext101_32x4d': 'resnext101_32x4d'}
 
 
@@ -16,4 +16,6 @@ def build(name: str, **fields) -> torch.nn.Module:
         return OWN[name](**fields)
     if name in TIMM:
         return timm.create_model(TIMM[name], **fields)
+    if name in ('googlenet', 'inception_v3'):
+        fields = {'init_weights': False, **fields}  # torchvision warns unless told
     return torchvision.models.get_model(name, **fields)

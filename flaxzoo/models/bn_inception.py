@@ -1,0 +1,97 @@
+"""BN-Inception, also called Inception v2.
+
+Paper: https://arxiv.org/abs/1502.03167. Reference: Cadene's pretrainedmodels.bninception, ported from the Caffe
+release; names of parameters are its own. Its weights take BGR images of 0 to 255 less their mean.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxzoo.layers import (
+    BatchNorm,
+    Conv2d,
+    Linear,
+    NormLayer,
+    avg_pool2d,
+    global_avg_pool2d,
+    max_pool2d,
+    remat,
+)
+
+# Output channels: 1x1 (none where the block halves the image); 3x3 reduction, 3x3; double 3x3 reduction, double 3x3;
+# pool projection (none where the block halves the image).
+WIDTHS = {
+    '3a': (64, 64, 64, 64, 96, 32),
+    '3b': (64, 64, 96, 64, 96, 64),
+    '3c': (None, 128, 160, 64, 96, None),
+    '4a': (224, 64, 96, 96, 128, 128),
+    '4b': (192, 96, 128, 96, 128, 128),
+    '4c': (160, 128, 160, 128, 160, 128),
+    '4d': (96, 128, 192, 160, 192, 128),
+    '4e': (None, 128, 192, 192, 256, None),
+    '5a': (352, 192, 320, 160, 224, 128),
+    '5b': (352, 192, 320, 192, 224, 128),
+}
+
+pool = partial(max_pool2d, kernel_size=3, stride=2, ceil_mode=True)
+
+
+class BNInception(nn.Module):
+    """Call it on `x: (N, H, W, C)` for logits (N, num_classes).
+
+    Attributes:
+      num_classes: width of the head `last_linear`.
+      norm_layer: builds the normalisation, for example `partial(BatchNorm, axis_name='batch')`.
+      remat: recompute the blocks in the backward pass instead of storing them.
+      image_size: the size in pixels that the network was designed for; it takes others.
+    """
+
+    num_classes: int = 1000
+    norm_layer: NormLayer = BatchNorm
+    remat: bool = False
+    image_size: int = 224
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = self._conv(x, train, 64, 7, 'conv1_7x7_s2', stride=2)
+        x = pool(x)
+        x = self._conv(x, train, 64, 1, 'conv2_3x3_reduce')
+        x = self._conv(x, train, 192, 3, 'conv2_3x3')
+        x = pool(x)
+        for block in WIDTHS:
+            x = remat(partial(BNInception._inception, block=block), self.remat)(self, x, train)
+        return Linear(self.num_classes, name='last_linear')(global_avg_pool2d(x))
+
+    def _conv(
+        self, x: jax.Array, train: bool, channels: int, kernel_size: int, name: str, stride: int = 1
+    ) -> jax.Array:
+        # The bias does nothing before the norm; the released weights have it.
+        x = Conv2d(channels, kernel_size, stride=stride, padding=kernel_size // 2, name=name)(x)
+        return nn.relu(self.norm_layer(name=f'{name}_bn')(x, train))
+
+    def _inception(self, x: jax.Array, train: bool, block: str) -> jax.Array:
+        """One of the blocks in WIDTHS. Torch's names are flat, so it is a method and not a module."""
+        ch1x1, ch3x3red, ch3x3, double_red, double, pool_proj = WIDTHS[block]
+        conv = partial(self._conv, train=train)
+        name = f'inception_{block}'
+        stride = 1 if ch1x1 else 2
+
+        branch2 = conv(x, channels=ch3x3red, kernel_size=1, name=f'{name}_3x3_reduce')
+        branch2 = conv(branch2, channels=ch3x3, kernel_size=3, stride=stride, name=f'{name}_3x3')
+        branch3 = conv(x, channels=double_red, kernel_size=1, name=f'{name}_double_3x3_reduce')
+        branch3 = conv(branch3, channels=double, kernel_size=3, name=f'{name}_double_3x3_1')
+        branch3 = conv(branch3, channels=double, kernel_size=3, stride=stride, name=f'{name}_double_3x3_2')
+        if stride == 2:
+            return jnp.concatenate([branch2, branch3, pool(x)], -1)
+
+        branch1 = conv(x, channels=ch1x1, kernel_size=1, name=f'{name}_1x1')
+        # Averages everywhere but in the last block.
+        branch4 = (max_pool2d if block == '5b' else avg_pool2d)(x, 3, stride=1, padding=1)
+        branch4 = conv(branch4, channels=pool_proj, kernel_size=1, name=f'{name}_pool_proj')
+        return jnp.concatenate([branch1, branch2, branch3, branch4], -1)
+
+
+VARIANTS = {'bn_inception': partial(BNInception)}

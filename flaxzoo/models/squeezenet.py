@@ -1,0 +1,80 @@
+"""SqueezeNet 1.0 and 1.1.
+
+Paper: https://arxiv.org/abs/1602.07360; 1.1 is the authors' faster form, https://github.com/forresti/SqueezeNet.
+Reference: torchvision.models.squeezenet; names of parameters are its own.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxzoo.layers import Conv2d, Dropout, global_avg_pool2d, max_pool2d
+
+zeros = nn.initializers.zeros
+# torch's kaiming_uniform_ with its defaults
+conv = partial(Conv2d, kernel_init=nn.initializers.he_uniform(), bias_init=zeros)
+# ceil_mode: at 224 pixels the maps of 1.0 are 109, 54, 27 and 13 wide.
+pool = partial(max_pool2d, kernel_size=3, stride=2, ceil_mode=True)
+
+
+class Fire(nn.Module):
+    """Squeezes by 1x1, expands by 1x1 and 3x3 side by side: (N, H, W, C) -> (N, H, W, 2 * expand_planes)."""
+
+    squeeze_planes: int
+    expand_planes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(conv(self.squeeze_planes, 1, name='squeeze')(x))
+        narrow = nn.relu(conv(self.expand_planes, 1, name='expand1x1')(x))
+        wide = nn.relu(conv(self.expand_planes, 3, padding=1, name='expand3x3')(x))
+        return jnp.concatenate([narrow, wide], -1)
+
+
+class SqueezeNet(nn.Module):
+    """`torchvision.models.SqueezeNet`. Call it on `x: (N, H, W, C)` for logits (N, num_classes), which are >= 0.
+
+    Images of 21 pixels or more (1.0), of 17 or more (1.1).
+
+    Attributes:
+      stem_width, stem_kernel: the first convolution, of stride 2.
+      fires: Fire modules after each of the three max pools; eight in all, whose widths grow with every second one.
+      num_classes: channels of the last convolution, `classifier.1`.
+      dropout: probability with which training drops the inputs of the last convolution.
+      remat: recompute the Fire modules in the backward pass instead of storing them.
+      image_size: the size in pixels that the network was designed for; it takes others.
+    """
+
+    stem_width: int
+    stem_kernel: int
+    fires: Sequence[int]
+    num_classes: int = 1000
+    dropout: float = 0.5
+    remat: bool = False
+    image_size: int = 224
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        fire = nn.remat(Fire) if self.remat else Fire
+        x = nn.relu(conv(self.stem_width, self.stem_kernel, stride=2, name='features.0')(x))
+        index, built = 2, 0  # the next layer in torch's nn.Sequential `features`; Fire modules so far
+        for count in self.fires:
+            x = pool(x)
+            for _ in range(count):
+                index += 1
+                step = built // 2 + 1
+                x = fire(16 * step, 64 * step, name=f'features.{index}')(x)
+                built += 1
+            index += 1
+        x = Dropout(self.dropout, name='classifier.0')(x, train)
+        x = conv(self.num_classes, 1, kernel_init=nn.initializers.normal(0.01), name='classifier.1')(x)
+        return global_avg_pool2d(nn.relu(x))
+
+
+VARIANTS = {
+    'squeezenet1_0': partial(SqueezeNet, 96, 7, (3, 4, 1)),
+    'squeezenet1_1': partial(SqueezeNet, 64, 3, (2, 2, 4)),
+}
