@@ -8,7 +8,19 @@ from functools import partial
 
 import flax.linen as nn
 
-from flaxzoo.models import alexnet, bn_inception, googlenet, inception_v1, inception_v3, resnet, squeezenet, vgg
+from flaxzoo.models import (
+    alexnet,
+    bn_inception,
+    googlenet,
+    inception_resnet,
+    inception_v1,
+    inception_v3,
+    inception_v4,
+    resnet,
+    squeezenet,
+    vgg,
+    xception,
+)
 
 MODELS: dict[str, partial] = {
     **alexnet.VARIANTS,
@@ -18,6 +30,9 @@ MODELS: dict[str, partial] = {
     **inception_v1.VARIANTS,
     **bn_inception.VARIANTS,
     **inception_v3.VARIANTS,
+    **inception_v4.VARIANTS,
+    **inception_resnet.VARIANTS,
+    **xception.VARIANTS,
     **resnet.VARIANTS,
 }
 

@@ -54,9 +54,10 @@ class SqueezeExcite(nn.Module):
     squeeze_channels: int
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     gate: Callable[[jax.Array], jax.Array] = nn.sigmoid
+    kernel_init: Callable = torch_uniform
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         s = x.mean((1, 2), keepdims=True)
-        s = self.activation(Conv2d(self.squeeze_channels, 1, name='fc1')(s))
-        return x * self.gate(Conv2d(x.shape[-1], 1, name='fc2')(s))
+        s = self.activation(Conv2d(self.squeeze_channels, 1, kernel_init=self.kernel_init, name='fc1')(s))
+        return x * self.gate(Conv2d(x.shape[-1], 1, kernel_init=self.kernel_init, name='fc2')(s))

@@ -1,7 +1,8 @@
 """ResNet, ResNeXt and Wide ResNet, for ImageNet and in the ResNeXt paper's CIFAR form.
 
 Papers: https://arxiv.org/abs/1512.03385, https://arxiv.org/abs/1611.05431, https://arxiv.org/abs/1605.07146.
-Reference: torchvision.models.resnet; `resnext101_32x4d` is timm's. Names of parameters are theirs.
+Squeeze-and-excitation, an option of each block: https://arxiv.org/abs/1709.01507.
+Reference: torchvision.models.resnet; `resnext101_32x4d` and the `se` forms are timm's. Names of parameters are theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from flaxzoo.layers import (
     Conv2d,
     Linear,
     NormLayer,
+    SqueezeExcite,
     global_avg_pool2d,
     kaiming_normal_fan_out,
     max_pool2d,
@@ -111,7 +113,7 @@ class ResNet(nn.Module):
       stem: 'imagenet' (7x7 stride 2 and a max pool) or 'cifar' (3x3, full resolution).
       zero_init_residual: start every block as the identity.
       norm_layer: builds the normalisation, for example `partial(BatchNorm, axis_name='batch')`.
-      attn_layer: builds a block's attention from its width, for example SqueezeExcite.
+      attn_layer: builds a block's attention from its width, for example `squeeze_excite`.
       remat: recompute the blocks in the backward pass instead of storing them.
       image_size: the size in pixels that the network was designed for; it takes others.
     """
@@ -180,6 +182,13 @@ class ResNet(nn.Module):
         return x, dilation
 
 
+def squeeze_excite(channels: int, name: str | None = None) -> SqueezeExcite:
+    """timm's attention layer 'se': a sixteenth of the block's output channels, initialised like its convolutions."""
+    return SqueezeExcite(channels // 16, kernel_init=kaiming_normal_fan_out, name=name)
+
+
+# timm starts every block as the identity, torchvision does not.
+se = partial(ResNet, Bottleneck, attn_layer=squeeze_excite, zero_init_residual=True)
 cifar = partial(ResNet, Bottleneck, (3, 3, 3), stem='cifar', num_classes=10, image_size=32)
 
 VARIANTS = {
@@ -194,6 +203,9 @@ VARIANTS = {
     'resnext101_64x4d': partial(ResNet, Bottleneck, (3, 4, 23, 3), groups=64, width_per_group=4),
     'wide_resnet50_2': partial(ResNet, Bottleneck, (3, 4, 6, 3), width_per_group=128),
     'wide_resnet101_2': partial(ResNet, Bottleneck, (3, 4, 23, 3), width_per_group=128),
+    'seresnet50': partial(se, (3, 4, 6, 3)),
+    'seresnext50_32x4d': partial(se, (3, 4, 6, 3), groups=32, width_per_group=4),
+    'seresnext101_32x4d': partial(se, (3, 4, 23, 3), groups=32, width_per_group=4),
     'resnext29_8x64d': partial(cifar, groups=8, width_per_group=64),
     'resnext29_16x64d': partial(cifar, groups=16, width_per_group=64),
     'resnext29_32x4d': partial(cifar, groups=32, width_per_group=4),

@@ -4,10 +4,18 @@ import timm
 import torch
 import torchvision
 
-from tests.reference import bn_inception, inception_v1, resnext_cifar
+from tests.reference import bn_inception, inception_resnet_v1, inception_v1, resnext_cifar
 
-OWN = {**resnext_cifar.MODELS, **inception_v1.MODELS, **bn_inception.MODELS}
-TIMM = {'resnext101_32x4d': 'resnext101_32x4d'}
+OWN = {**resnext_cifar.MODELS, **inception_v1.MODELS, **bn_inception.MODELS, **inception_resnet_v1.MODELS}
+TIMM = {
+    'resnext101_32x4d': 'resnext101_32x4d',
+    'seresnet50': 'seresnet50',
+    'seresnext50_32x4d': 'seresnext50_32x4d',
+    'seresnext101_32x4d': 'seresnext101_32x4d',
+    'inception_v4': 'inception_v4',
+    'inception_resnet_v2': 'inception_resnet_v2',
+    'xception': 'legacy_xception',
+}
 
 
 def build(name: str, **fields) -> torch.nn.Module:
