@@ -1,0 +1,85 @@
+"""Augmentation and normalisation: geometry of whole photographs on the host, the rest on the device.
+
+Photographs differ in size, so what makes them equal (a random resized crop, or resize and centre crop) happens where
+they are loaded. Everything after that is done batch-wise inside the compiled step, on uint8.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from PIL import Image
+
+RATIO = (3 / 4, 4 / 3)  # width / height of a random resized crop, as in Inception's training and torchvision
+
+
+def resize_and_crop(image: np.ndarray, size: int, resize: int) -> np.ndarray:
+    """Resizes the shorter side to `resize` pixels and cuts the centre: (H, W, C) -> (size, size, C), uint8."""
+    height, width = image.shape[:2]
+    scale = resize / min(height, width)
+    image = _resize(image, round(height * scale), round(width * scale))
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    if top < 0 or left < 0:
+        raise ValueError(f'a crop of {size} pixels does not fit an image resized to {resize}')
+    return image[top : top + size, left : left + size]
+
+
+def random_resized_crop(
+    image: np.ndarray, size: int, scale: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """A random part of the image at a random aspect ratio: (H, W, C) -> (size, size, C), uint8.
+
+    As torchvision's RandomResizedCrop: the area is uniform in `scale` of the image's, the logarithm of the ratio
+    uniform in `RATIO`; after ten misfits the largest centred part of an allowed ratio is taken.
+    """
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        ratio = np.exp(rng.uniform(*np.log(RATIO)))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            return _resize(image[top : top + h, left : left + w], size, size)
+    w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    top, left = (height - h) // 2, (width - w) // 2
+    return _resize(image[top : top + h, left : left + w], size, size)
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear with antialiasing (PIL's), (H, W, C) of 1 or 3 channels."""
+    if image.shape[:2] == (height, width):
+        return image
+    squeezed = image[..., 0] if image.shape[-1] == 1 else image
+    resized = np.asarray(Image.fromarray(squeezed).resize((width, height), Image.Resampling.BILINEAR))
+    return resized[..., None] if resized.ndim == 2 else resized
+
+
+def augment(keys: jax.Array, images: jax.Array, pad: int, flip: bool) -> jax.Array:
+    """Shifts by up to `pad` pixels over black and mirrors half of the images, each by its own key.
+
+    Args:
+      keys: (N,), a key an image, so that the result does not depend on how a batch is split over devices.
+      images: (N, H, W, C).
+    """
+    height, width, channels = images.shape[1:]
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        crop_key, flip_key = jax.random.split(key)
+        if pad:
+            top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+            image = lax.dynamic_slice(image, (top, left, 0), (height, width, channels))
+        if flip:
+            image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+        return image
+
+    return jax.vmap(one)(keys, padded)
+
+
+def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype) -> jax.Array:
+    """(images / 255 - mean) / std, a channel, in `dtype`: the computation's dtype is that of its input."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    images = images.astype(wide) / 255
+    return ((images - jnp.asarray(mean, wide)) / jnp.asarray(std, wide)).astype(dtype)

@@ -1,0 +1,148 @@
+"""Mapping a step over the devices of one or several processes, by pmap or by shard_map over a mesh."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from train.config import ConfigError
+from train.data.pipeline import Rows
+
+PREFETCH = 2  # batches on the devices ahead of the one in work
+
+
+class MeshParallel:
+    """`jit(shard_map)`: arrays are global, the state is replicated, a batch is cut along its first axis."""
+
+    def __init__(self) -> None:
+        # By process first, so that a process's rows of a global batch are on its own devices.
+        devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+        self.mesh = Mesh(np.array(devices), ('batch',), axis_types=(AxisType.Auto,))
+
+    @property
+    def device_count(self) -> int:
+        return self.mesh.size
+
+    @property
+    def run_ahead(self) -> int:
+        """Steps to dispatch before waiting for one; more would only take memory."""
+        # On virtual CPU devices several collectives in flight can starve each other of threads and never end.
+        return 0 if self.mesh.devices.flat[0].platform == 'cpu' else 2
+
+    def rows(self, batch_size: int) -> Rows:
+        """This process's rows of a global batch, whose size is rounded up to divide over the devices."""
+        size = -(-batch_size // self.device_count) * self.device_count
+        return Rows(size, jax.process_index(), jax.process_count())
+
+    def compile(self, step: Callable, donate_state: bool = False) -> Callable:
+        """Maps `step(state, batch) -> replicated results` over the devices."""
+        # With check_vma=True gradients of replicated parameters would already be summed, and pmean wrong.
+        mapped = jax.shard_map(step, mesh=self.mesh, in_specs=(P(), P('batch')), out_specs=P(), check_vma=False)
+        return jax.jit(mapped, donate_argnums=(0,) if donate_state else ())
+
+    def replicate(self, tree: Any) -> Any:
+        """Host arrays, the same in every process, onto every device."""
+        sharding = NamedSharding(self.mesh, P())
+        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree)
+
+    def fetch(self, tree: Any) -> Any:
+        """Replicated arrays as host copies, which donation cannot touch."""
+        return jax.tree.map(lambda a: np.array(a.addressable_shards[0].data), tree)
+
+    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's rows of a global batch onto its devices."""
+        sharding = NamedSharding(self.mesh, P('batch'))
+        return {name: jax.make_array_from_process_local_data(sharding, a) for name, a in batch.items()}
+
+
+class PmapParallel(MeshParallel):
+    """`pmap`: every array has a leading axis of devices."""
+
+    def compile(self, step: Callable, donate_state: bool = False) -> Callable:
+        donate = (0,) if donate_state else ()
+        return jax.pmap(step, axis_name='batch', devices=list(self.mesh.devices), donate_argnums=donate)
+
+    def replicate(self, tree: Any) -> Any:
+        copies = jax.local_device_count()
+        sharding = NamedSharding(self.mesh, P('batch'))
+
+        def put(a: Any) -> jax.Array:
+            stacked = np.broadcast_to(np.asarray(a), (copies, *np.shape(a)))
+            return jax.make_array_from_process_local_data(sharding, stacked)
+
+        return jax.tree.map(put, tree)
+
+    def fetch(self, tree: Any) -> Any:
+        return jax.tree.map(lambda a: np.array(np.asarray(a.addressable_shards[0].data)[0]), tree)
+
+    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        copies = jax.local_device_count()
+        return super().shard({name: a.reshape(copies, -1, *a.shape[1:]) for name, a in batch.items()})
+
+
+def make_parallel(name: str, batch_size: int) -> MeshParallel:
+    """'pmap' or 'mesh' over all devices, which must divide the batch."""
+    parallel = {'pmap': PmapParallel, 'mesh': MeshParallel}[name]()
+    if batch_size % parallel.device_count:
+        raise ConfigError(
+            f'config.batch_size {batch_size} does not divide over {parallel.device_count} devices; '
+            f'{parallel.rows(batch_size).batch_size} would'
+        )
+    return parallel
+
+
+class Prefetcher:
+    """Iterates over `place(batch)`, kept `PREFETCH` ahead by a thread; `waited` is the seconds spent without one.
+
+    A context manager: leaving it stops the thread and closes `batches`.
+    """
+
+    def __init__(self, batches: Iterator[Any], place: Callable[[Any], Any]) -> None:
+        self.waited = 0.0
+        self._batches, self._place = batches, place
+        self._ready: queue.Queue = queue.Queue(PREFETCH)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name='prefetch', daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> 'Prefetcher':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._batches.close()
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            start = time.perf_counter()
+            item, error = self._ready.get()
+            self.waited += time.perf_counter() - start
+            if error:
+                raise error
+            if item is None:
+                return
+            yield item
+
+    def _fill(self) -> None:
+        try:
+            for batch in self._batches:
+                self._put((self._place(batch), None))
+                if self._stop.is_set():
+                    return
+            self._put((None, None))
+        except Exception as error:  # raised again where the batch is asked for
+            self._put((None, error))
+
+    def _put(self, entry: tuple[Any, Exception | None]) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue

@@ -1,0 +1,5 @@
+"""Classifying."""
+
+
+def main(argv: list[str]) -> None:
+    pass
