@@ -60,25 +60,28 @@ class Conv2d(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        self._check(x)
-        kernel_size = pair(self.kernel_size, 'kernel_size')
+        kernel_size, dilation = pair(self.kernel_size, 'kernel_size'), pair(self.dilation, 'dilation')
+        padding = pair(self.padding, 'padding')
+        reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel_size, dilation, padding, strict=True)]
+        self._check(x, reach)
         shape = (*kernel_size, x.shape[-1] // self.groups, self.out_channels)
-        kernel = self.param('kernel', self.kernel_init, shape)
+        kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
         y = conv2d(
             x,
             kernel.astype(x.dtype),
             stride=pair(self.stride, 'stride'),
-            padding=pair(self.padding, 'padding'),
-            dilation=pair(self.dilation, 'dilation'),
+            padding=padding,
+            dilation=dilation,
             groups=self.groups,
         )
         if self.bias:
             init = self.bias_init or torch_bias(shape[0] * shape[1] * shape[2])
-            y = y + self.param('bias', init, (self.out_channels,)).astype(x.dtype)
+            y = y + self.param('bias', init, (self.out_channels,), jnp.float32).astype(x.dtype)
         return y
 
-    def _check(self, x: jax.Array) -> None:
-        where = self.name or type(self).__name__
+    def _check(self, x: jax.Array, reach: Sequence[int]) -> None:
+        """Refuses an `x` that does not fit; `reach` is the smallest height and width that the kernel takes."""
+        where = '/'.join(self.path) or type(self).__name__
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
                 f'{where}: the image has dtype {x.dtype}; networks take normalised floating-point images. '
@@ -94,8 +97,7 @@ class Conv2d(nn.Module):
                     f'{where}: the kernel takes {expected} channels and x of shape {x.shape} has {channels}; '
                     'images are (N, H, W, C), channels last'
                 )
-        sizes = zip(x.shape[1:3], *(pair(v, '') for v in (self.kernel_size, self.padding, self.dilation)), strict=True)
-        if any(n + 2 * p < d * (k - 1) + 1 for n, k, p, d in sizes):
+        if x.shape[1] < reach[0] or x.shape[2] < reach[1]:
             raise ValueError(
                 f'{where}: x of shape {x.shape} is smaller than the kernel {self.kernel_size}; use a larger image'
             )
@@ -116,9 +118,9 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.out_features))
+        kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.out_features), jnp.float32)
         y = x @ kernel.astype(x.dtype)
         if self.bias:
             init = self.bias_init or torch_bias(x.shape[-1])
-            y = y + self.param('bias', init, (self.out_features,)).astype(x.dtype)
+            y = y + self.param('bias', init, (self.out_features,), jnp.float32).astype(x.dtype)
         return y

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -39,8 +40,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         shape = x.shape[-1:]
-        mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
-        var = self.variable('batch_stats', 'var', jnp.ones, shape)
+        mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
+        var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
         stats_dtype = jnp.promote_types(x.dtype, jnp.float32)
         wide = x.astype(stats_dtype)
 
@@ -54,8 +55,8 @@ class BatchNorm(nn.Module):
 
         factor = lax.rsqrt(v + self.eps)
         if self.affine:
-            factor = factor * self.param('scale', self.scale_init, shape)
-            y = (wide - m) * factor + self.param('bias', nn.initializers.zeros, shape)
+            factor = factor * self.param('scale', self.scale_init, shape, jnp.float32)
+            y = (wide - m) * factor + self.param('bias', nn.initializers.zeros, shape, jnp.float32)
         else:
             y = (wide - m) * factor
         return y.astype(x.dtype)
@@ -93,6 +94,6 @@ def local_response_norm(x: jax.Array, size: int, alpha: float = 1e-4, beta: floa
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     window = (1,) * (x.ndim - 1) + (size,)
     padding = [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)]
-    zero = jnp.zeros((), wide.dtype)
+    zero = np.zeros((), wide.dtype)  # a constant also under jit: a traced zero would have no gradient
     total = lax.reduce_window(jnp.square(wide), zero, lax.add, window, (1,) * x.ndim, padding)
     return (wide / (k + alpha / size * total) ** beta).astype(x.dtype)

@@ -1,0 +1,95 @@
+"""Pooling against torch: windows, ceil_mode, what an average counts, and the gradient at ties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from flaxzoo.layers import adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d
+
+
+@st.composite
+def windows(draw):
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    size = draw(st.tuples(st.integers(1, 15), st.integers(1, 15)))
+    assume(all(n + 2 * p >= k for n, p, k in zip(size, padding, kernel, strict=True)))
+    return (2, *size, 3), {
+        'kernel_size': kernel,
+        'stride': stride,
+        'padding': padding,
+        'ceil_mode': draw(st.booleans()),
+    }
+
+
+def assert_like_torch(ours, theirs, x):
+    """Value and gradient of both, for a random cotangent."""
+    with jax.enable_x64(True):
+        value, pull = jax.vjp(ours, jnp.asarray(x))
+        inputs = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
+        expected = theirs(inputs)
+        assert value.shape == tuple(np.moveaxis(expected.detach().numpy(), 1, -1).shape)
+        cotangent = np.random.default_rng(2).normal(size=value.shape)
+        (grad,) = pull(jnp.asarray(cotangent))
+    expected.backward(torch.tensor(np.moveaxis(cotangent, -1, 1).copy()))
+    np.testing.assert_allclose(value, np.moveaxis(expected.detach().numpy(), 1, -1), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(grad, np.moveaxis(inputs.grad.numpy(), 1, -1), rtol=1e-12, atol=1e-13)
+
+
+@settings(max_examples=20, deadline=None)
+@given(windows())
+def test_max_pool2d(case):
+    shape, fields = case
+    # ReLU leaves many equal zeros in a window: the gradient goes to the first of them.
+    x = np.maximum(np.random.default_rng(0).normal(size=shape), 0)
+    assert_like_torch(lambda a: max_pool2d(a, **fields), lambda a: F.max_pool2d(a, **fields), x)
+
+
+@settings(max_examples=20, deadline=None)
+@given(windows(), st.booleans())
+def test_avg_pool2d(case, count_include_pad):
+    shape, fields = case
+    fields['count_include_pad'] = count_include_pad
+    x = np.random.default_rng(0).normal(size=shape)
+    assert_like_torch(lambda a: avg_pool2d(a, **fields), lambda a: F.avg_pool2d(a, **fields), x)
+
+
+@pytest.mark.parametrize('size', [(7, 7), (14, 7), (5, 9), (1, 3), (10, 4)])
+@pytest.mark.parametrize('output_size', [1, 7, (6, 6), (3, 5)])
+def test_adaptive_avg_pool2d(size, output_size):
+    x = np.random.default_rng(0).normal(size=(2, *size, 3))
+    assert_like_torch(lambda a: adaptive_avg_pool2d(a, output_size), lambda a: F.adaptive_avg_pool2d(a, output_size), x)
+
+
+def test_global_avg_pool2d():
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 3))
+    np.testing.assert_allclose(global_avg_pool2d(jnp.asarray(x, jnp.float32)), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
+
+
+def test_squeezenets_sizes_at_224():
+    """Where 'SAME' would give 55, 28, 14."""
+    sizes = [109]
+    for _ in range(3):
+        x = jax.ShapeDtypeStruct((1, sizes[-1], sizes[-1], 1), jnp.float32)
+        sizes.append(jax.eval_shape(lambda a: max_pool2d(a, 3, stride=2, ceil_mode=True), x).shape[1])
+    assert sizes == [109, 54, 27, 13]
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_the_dtype_is_kept(dtype):
+    x = jnp.ones((1, 9, 9, 2), dtype)
+    outs = [max_pool2d(x, 3), avg_pool2d(x, 3, padding=1), adaptive_avg_pool2d(x, 4), global_avg_pool2d(x)]
+    assert {out.dtype for out in outs} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize('pool', [max_pool2d, avg_pool2d])
+def test_wrong_windows_are_named(pool):
+    with pytest.raises(ValueError, match=r'shape \(1, 2, 2, 1\) is smaller than the pooling window \(3, 3\)'):
+        pool(jnp.ones((1, 2, 2, 1)), 3)
+    with pytest.raises(ValueError, match='padding 2 must be at most half of the kernel size 3'):
+        pool(jnp.ones((1, 8, 8, 1)), 3, padding=2)
