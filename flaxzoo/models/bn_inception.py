@@ -42,6 +42,8 @@ pool = partial(max_pool2d, kernel_size=3, stride=2, ceil_mode=True)
 class BNInception(nn.Module):
     """Call it on `x: (N, H, W, C)` for logits (N, num_classes).
 
+    H and W are 32 * n - 1 to 32 * n + 6 pixels, so that every map that is halved has an even size.
+
     Attributes:
       num_classes: width of the head `last_linear`.
       norm_layer: builds the normalisation, for example `partial(BatchNorm, axis_name='batch')`.
@@ -85,6 +87,12 @@ class BNInception(nn.Module):
         branch3 = conv(branch3, channels=double, kernel_size=3, name=f'{name}_double_3x3_1')
         branch3 = conv(branch3, channels=double, kernel_size=3, stride=stride, name=f'{name}_double_3x3_2')
         if stride == 2:
+            # Padding makes a strided convolution round up where the pool, in ceil_mode, rounds down.
+            if x.shape[1] % 2 or x.shape[2] % 2:
+                raise ValueError(
+                    f'{name} gets maps of shape {x.shape} and can only halve even sizes; '
+                    'use images of 32 * n - 1 to 32 * n + 6 pixels, such as 31 to 38 or 223 to 230'
+                )
             return jnp.concatenate([branch2, branch3, pool(x)], -1)
 
         branch1 = conv(x, channels=ch1x1, kernel_size=1, name=f'{name}_1x1')
