@@ -1,6 +1,24 @@
 """The image-classification networks PyTorch users know, in JAX/Flax, proven equal and trainable."""
 
 from flaxzoo.registry import create, list_models
+from flaxzoo.transforms import transforms
 from flaxzoo.weights.convert import ConversionError, from_torch, to_torch
+from flaxzoo.weights.errors import DownloadError, WeightsError
+from flaxzoo.weights.files import read_weights
+from flaxzoo.weights.load import load, load_with_report
+from flaxzoo.weights.save import save
 
-__all__ = ['ConversionError', 'create', 'from_torch', 'list_models', 'to_torch']
+__all__ = [
+    'ConversionError',
+    'DownloadError',
+    'WeightsError',
+    'create',
+    'from_torch',
+    'list_models',
+    'load',
+    'load_with_report',
+    'read_weights',
+    'save',
+    'to_torch',
+    'transforms',
+]

@@ -1,0 +1,121 @@
+"""The image preparation that released weights were evaluated with: resize, crop, normalise, in PIL and numpy.
+
+Equal to torchvision's `weights.transforms()` on 8-bit RGB images, antialiased resize included, up to the layout.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flaxzoo.weights import catalog
+from flaxzoo.weights.errors import WeightsError
+from flaxzoo.weights.hub import fetch
+
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos')
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Prepares an image for a network: called on one, it returns (crop, crop, 3) float32.
+
+    Attributes:
+      resize: pixels of the shorter edge after resizing; the longer one keeps the proportion, rounded down.
+      crop: pixels of the central square that is cut out.
+      interpolation: 'nearest', 'bilinear', 'bicubic' or 'lanczos', antialiased when the image shrinks.
+      mean, std: of the normalisation (value - mean) / std of values from 0 to 1, for red, green and blue.
+    """
+
+    resize: int
+    crop: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f'interpolation must be one of {INTERPOLATIONS}, got {self.interpolation!r}')
+        if not 0 < self.crop <= self.resize:
+            raise ValueError(f'crop must be from 1 to resize, got crop={self.crop}, resize={self.resize}')
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """The prepared image, (crop, crop, 3) float32.
+
+        Args:
+          image: a PIL image of 8 bits a channel, converted to RGB, or a uint8 array (H, W, 3) or (H, W). Its EXIF
+            orientation is not applied, as in torchvision.
+
+        Raises:
+          TypeError, ValueError: anything else.
+        """
+        values = self.pixels(image).astype(np.float32) / np.float32(255)
+        return (values - np.float32(self.mean)) / np.float32(self.std)
+
+    def pixels(self, image: Any) -> np.ndarray:
+        """The image before it is normalised, (crop, crop, 3) uint8."""
+        from PIL import Image
+
+        image = _rgb(image)
+        width, height = image.size
+        short = min(width, height)
+        size = tuple(self.resize if edge == short else int(self.resize * edge / short) for edge in (width, height))
+        if size != image.size:
+            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
+        left, top = (round((edge - self.crop) / 2) for edge in size)
+        return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
+
+
+def transforms(name: str, weights: str = catalog.DEFAULT, *, offline: bool | None = None) -> Preset:
+    """The preparation of images for released weights; with it, `flaxzoo.load` gives the logits that were released.
+
+    Networks that torchvision builds with `transform_input` (googlenet, inception_v3) get it from this normalisation.
+
+    Args:
+      name: the network, as in `flaxzoo.load`, or network and tag as one: 'resnet50.IMAGENET1K_V2'.
+      weights: a tag of the catalogue or 'hf-hub:OWNER/NAME[@REVISION]', whose config.json is fetched.
+      offline: use cached files only; None follows FLAXZOO_OFFLINE.
+
+    Raises:
+      WeightsError: the weights are not in the catalogue, or their config.json describes another preparation.
+    """
+    if weights == catalog.DEFAULT and '.' in name:
+        name, _, weights = name.partition('.')
+    release = next((row for row in catalog.releases() if row.model == name and row.url == weights), None)
+    if weights.startswith('hf-hub:') and release is None:
+        return _preset_of_hub(weights, offline)
+    release = release or catalog.find(name, weights)
+    return Preset(release.resize, release.crop, release.interpolation, *release.normalisation)
+
+
+def _preset_of_hub(weights: str, offline: bool | None) -> Preset:
+    """The preset in timm's config.json."""
+    path = fetch(f'{weights}/config.json', offline=offline)
+    try:
+        config = json.loads(path.read_bytes())
+        config = config.get('pretrained_cfg', config)
+        size = config['input_size'][-1]
+        if config.get('crop_mode', 'center') != 'center':
+            raise WeightsError(f'{weights}: the crop mode {config["crop_mode"]!r} is not supported')
+        mean, std = (tuple(map(float, config[key])) for key in ('mean', 'std'))
+        return Preset(math.floor(size / config['crop_pct']), size, config['interpolation'], mean, std)
+    except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise WeightsError(f'{weights}: its config.json does not describe how images are prepared') from error
+
+
+def _rgb(image: Any) -> Any:
+    """A PIL image in RGB."""
+    from PIL import Image
+
+    if isinstance(image, str | bytes | os.PathLike):
+        raise TypeError('got a path; open it first: PIL.Image.open(path)')
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+            raise TypeError(f'expected a uint8 array (H, W, 3) or (H, W), got {array.dtype} {array.shape}')
+        image = Image.fromarray(array)
+    if image.mode in ('I', 'F') or image.mode.startswith('I;'):
+        raise ValueError(f'expected 8 bits a channel, got an image of mode {image.mode!r}')
+    return image.convert('RGB')

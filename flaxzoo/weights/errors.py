@@ -1,0 +1,9 @@
+"""What goes wrong with weights."""
+
+
+class WeightsError(ValueError):
+    """A weights file, its name or its source is unusable; the message says what was found and what was expected."""
+
+
+class DownloadError(WeightsError):
+    """A file could not be fetched: no connection, offline mode, an HTTP error, a wrong length or a wrong hash."""
