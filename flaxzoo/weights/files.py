@@ -136,10 +136,9 @@ def state_dict(content: Any) -> dict[str, Any]:
 
 
 def _strip(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The weights without a prefix that all names share."""
-    for prefix in PREFIXES:
-        if weights and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    """The weights without the prefixes that all names share, in whatever order they were put."""
+    while weights and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None)):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
 
 

@@ -138,4 +138,5 @@ def strided(
     if not math.prod(shape):
         return np.empty(shape, values.dtype)
     steps = tuple(stride * values.itemsize for stride in strides)
-    return np.lib.stride_tricks.as_strided(values[offset:], shape, steps)
+    raw = values[offset:].view(f'V{values.itemsize}')  # as_strided does not know every dtype of ml_dtypes
+    return np.lib.stride_tricks.as_strided(raw, shape, steps).view(values.dtype)
