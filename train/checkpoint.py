@@ -96,9 +96,9 @@ class Checkpoints:
         """
         path = self._path(step)
         try:
-            record = dict(ocp.metadata(path).custom_metadata or {})
+            record = _record(path)
             expected = record.pop('digest')
-            state = ocp.load(path, jax.tree.map(np.zeros_like, target))
+            state = ocp.load(path, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target))
         except Exception as error:  # orbax and tensorstore raise many types for damaged files
             reason = next(iter(str(error).strip().splitlines()), '')[:200]
             raise CheckpointError(f'checkpoint {path} cannot be read: {type(error).__name__}: {reason}') from error
@@ -132,6 +132,13 @@ class Checkpoints:
             )
         return None
 
+    def read_record(self, step: int) -> dict[str, Any]:
+        """The record of one checkpoint, not verified: what it takes to know the target of `restore`."""
+        try:
+            return _record(self._path(step))
+        except Exception as error:
+            raise CheckpointError(f'checkpoint {self._path(step)} cannot be read: {error}') from error
+
     def _move_aside(self, step: int) -> None:
         multihost_utils.sync_global_devices(f'checkpoint {step} was read')
         if jax.process_index() == 0:
@@ -142,12 +149,16 @@ class Checkpoints:
 
     def _read_score(self, step: int) -> float | None:
         try:
-            return ocp.metadata(self._path(step)).custom_metadata['score']
+            return _record(self._path(step))['score']
         except Exception:  # damaged: restoring says so, here it is only not the best
             return None
 
     def _path(self, step: int) -> Path:
         return self.directory / f'{step:08d}'
+
+
+def _record(path: Path) -> dict[str, Any]:
+    return dict(ocp.metadata(path).custom_metadata)
 
 
 def digest(state: Any, record: dict[str, Any]) -> str:

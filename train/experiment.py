@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
@@ -13,20 +14,28 @@ from train.config import ConfigError
 from train.data import Dataset, open_dataset
 from train.optim import make_optimizer, make_schedule
 from train.parallel import MeshParallel, make_parallel
-from train.state import TrainState, build_model, init_variables, make_state
+from train.state import TrainState, build_model, initial_variables, make_state
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a config describes, built; nothing in it changes while it trains."""
+    """What a config describes, built; nothing in it changes while it trains.
+
+    image_shape: (H, W, C) of the images that the network sees.
+    """
 
     config: ConfigDict
     data: Dataset
+    image_shape: tuple[int, int, int]
     model: nn.Module
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     parallel: MeshParallel
-    state: TrainState
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step."""
+        variables = initial_variables(self.config, self.model, self.image_shape)
+        return make_state(variables, self.tx, self.config.ema_decay)
 
     def steps(self, epochs: float) -> int:
         """Epochs of the training images in steps."""
@@ -46,16 +55,21 @@ class Experiment:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Opens the data and builds the network; raises a UserError for what is wrong with either."""
+    """Opens the data and builds the rest; raises a UserError for what is wrong with any of it."""
     parallel = make_parallel(config.parallel, config.batch_size)
     data = open_dataset(config)
     shape = image_shape(config, data)
-    model, variables = build_model(config, len(data.class_names))
-    if variables is None:
-        variables = init_variables(model, config.seed, shape)
+    model = build_model(config, len(data.class_names))
     schedule = make_schedule(config, partial(steps_of, images=len(data.train), batch_size=config.batch_size))
-    tx = make_optimizer(config, variables['params'], schedule)
-    return Experiment(config, data, model, tx, schedule, parallel, make_state(variables, tx, config.ema_decay))
+    tx = make_optimizer(config, schedule, abstract_variables(model, shape)['params'])
+    return Experiment(config, data, shape, model, tx, schedule, parallel)
+
+
+def abstract_state(config: ConfigDict, model: nn.Module, shape: tuple[int, int, int]) -> TrainState:
+    """The shapes and dtypes of a run's state for images (H, W, C); takes no data set and no computation."""
+    variables = abstract_variables(model, shape)
+    tx = make_optimizer(config, optax.constant_schedule(0.0), variables['params'])
+    return jax.eval_shape(partial(make_state, tx=tx, ema_decay=config.ema_decay), variables)
 
 
 def steps_of(epochs: float, images: int, batch_size: int) -> int:

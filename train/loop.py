@@ -18,7 +18,7 @@ from train.checkpoint import Checkpoints
 from train.data.pipeline import train_batches
 from train.errors import UserError
 from train.evaluate import Outcome, evaluate
-from train.experiment import Experiment, augmenter, build, image_shape, normaliser
+from train.experiment import Experiment, abstract_state, augmenter, build, normaliser
 from train.parallel import Prefetcher
 from train.records import Progress, Records
 from train.report import write_report
@@ -42,13 +42,13 @@ def train(config: ConfigDict, directory: Path) -> dict[str, float]:
     """
     workdir.check(directory, config)
     experiment = build(config)
+    writes = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', config.keep_checkpoints))
-        found = checkpoints.restore_newest(experiment.state)
-        state, record = found or (experiment.state, {})
-        writes = jax.process_index() == 0
         if writes:
-            workdir.claim(directory, config)
+            stack.enter_context(workdir.claimed(directory, config))
+        checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', config.keep_checkpoints))
+        found = checkpoints.restore_newest(abstract_state(config, experiment.model, experiment.image_shape))
+        state, record = found or (experiment.initial_state(), {})
         records = stack.enter_context(Records(directory, int(state.step), writes))
         progress = Progress(experiment.total, config.batch_size, sys.stderr if writes else None)
         if found:
@@ -163,5 +163,5 @@ class _Run:
         return {
             'metrics': outcome and outcome.metrics,
             'class_names': list(data.class_names),
-            'image_shape': list(image_shape(self.config, data)),
+            'image_shape': list(self.experiment.image_shape),
         }

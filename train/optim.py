@@ -12,7 +12,7 @@ from flaxzoo.registry import suggest
 from train.config import ConfigError
 
 
-def make_optimizer(config: ConfigDict, params: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
     """The optimiser of a config for `params` (only their names are used).
 
     The order is torch's: the gradient's norm is clipped, then the optimiser works. SGD takes weight decay in the

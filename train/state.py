@@ -38,32 +38,37 @@ class TrainState:
         return self.ema or {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-def build_model(config: ConfigDict, num_classes: int) -> tuple[nn.Module, Any]:
-    """The network of a config, and the variables to start from if config.init_from names weights (else None)."""
-    fields = {'num_classes': num_classes, **config.model_fields.to_dict()}
+def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The network of a config, its BatchNorm synchronised or frozen as the config says."""
     try:
-        if config.init_from:
-            model, variables = flaxzoo.load(config.model, weights=config.init_from, **fields)
-        else:
-            model, variables = flaxzoo.create(config.model, **fields), None
+        model = flaxzoo.create(config.model, num_classes=num_classes, **config.model_fields.to_dict())
     except (ValueError, TypeError) as error:
-        raise ConfigError(f'config.model, config.model_fields or config.init_from: {error}') from error
+        raise ConfigError(f'config.model or config.model_fields: {error}') from error
     if hasattr(model, 'norm_layer'):
         axis = 'batch' if config.sync_batch_norm else None
         norm = partial(model.norm_layer, axis_name=axis, frozen=config.freeze_batch_norm)
         model = model.clone(norm_layer=norm)
-    return model, variables
+    return model
 
 
-def init_variables(model: nn.Module, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Random variables of a network for images (H, W, C): {'params', 'batch_stats'}."""
-    image = jnp.zeros((1, *image_shape))
-    variables = jax.jit(model.init)(jax.random.key(seed), image)
-    return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+def initial_variables(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The variables before the first step, for images (H, W, C): random, or the weights that config.init_from names."""
+    if not config.init_from:
+        return model.init(jax.random.key(config.seed), jnp.zeros((1, *image_shape)))
+    try:
+        fields = {'num_classes': model.num_classes, **config.model_fields.to_dict()}
+        return flaxzoo.load(config.model, weights=config.init_from, **fields)[1]
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f'config.init_from: {error}') from error
+
+
+def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The shapes and dtypes of a network's variables for images (H, W, C)."""
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
 
 
 def make_state(variables: dict[str, Any], tx: optax.GradientTransformation, ema_decay: float = 0.0) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step, from {'params'} and, if the network has them, {'batch_stats'}."""
     params, batch_stats = variables['params'], variables.get('batch_stats', {})
     ema = jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats}) if ema_decay else None
     return TrainState(jnp.int32(0), params, batch_stats, tx.init(params), ema)

@@ -3,7 +3,10 @@
 config.json   metrics.jsonl   report.png   checkpoints/STEP   tensorboard/
 """
 
+import contextlib
+import fcntl
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +34,20 @@ def check(workdir: Path, config: ConfigDict) -> None:
         raise WorkdirError(f'{workdir} is not empty and holds no run (no config.json); use another --workdir')
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes `workdir` that of this config."""
+@contextlib.contextmanager
+def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Makes `workdir` that of this config and keeps other runs out while this one works in it.
+
+    The lock is the system's, so that of a killed process is gone with it.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    replace_file(workdir / 'config.json', json.dumps(to_json(config), indent=2) + '\n')
+    with (workdir / '.lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkdirError(f'another process is at work in {workdir}') from None
+        replace_file(workdir / 'config.json', json.dumps(to_json(config), indent=2) + '\n')
+        yield
 
 
 def read_config(workdir: Path) -> ConfigDict:
