@@ -71,7 +71,7 @@ class InceptionAux(nn.Module):
 class InceptionV1(nn.Module):
     """The network of the paper. Call it on `x: (N, H, W, C)` for logits (N, num_classes).
 
-    With `train=True` and `aux_logits` it returns GoogLeNetOutputs. It takes images of 15 pixels or more, and of 66 or
+    With `train=True` and `aux_logits` it returns GoogLeNetOutputs. It takes images of 31 pixels or more, and of 79 or
     more in training with auxiliary heads, which pool over 5x5 windows.
 
     Attributes:

@@ -17,7 +17,9 @@ from flaxzoo.layers import (
     Dropout,
     Linear,
     NormLayer,
+    adaptive_avg_pool2d,
     avg_pool2d,
+    flatten,
     global_avg_pool2d,
     max_pool2d,
     remat,
@@ -197,8 +199,8 @@ class Inception3(nn.Module):
         x = block(InceptionD)(conv, name='Mixed_7a')(x, train)
         x = block(InceptionE)(conv, name='Mixed_7b')(x, train)
         x = block(InceptionE)(conv, name='Mixed_7c')(x, train)
-        x = Dropout(self.dropout, name='dropout')(global_avg_pool2d(x), train)
-        logits = Linear(self.num_classes, kernel_init=kernel_init, name='fc')(x)
+        x = Dropout(self.dropout, name='dropout')(adaptive_avg_pool2d(x, 1), train)
+        logits = Linear(self.num_classes, kernel_init=kernel_init, name='fc')(flatten(x))
         return InceptionOutputs(logits, aux) if train and self.aux_logits else logits
 
     def _aux(self, x: jax.Array, train: bool, head: nn.Module) -> jax.Array | None:
