@@ -14,7 +14,7 @@ from train.config import ConfigError
 from train.data import Dataset, open_dataset
 from train.optim import make_optimizer, make_schedule
 from train.parallel import MeshParallel, make_parallel
-from train.state import TrainState, build_model, initial_variables, make_state
+from train.state import TrainState, abstract_variables, build_model, initial_variables, make_state
 
 
 @dataclasses.dataclass(frozen=True)
