@@ -4,8 +4,6 @@ Written from figures 10 to 14 of https://arxiv.org/abs/1602.07261 and David Sand
 pooled features, and one more residual block without ReLU at the end.
 """
 
-from functools import partial
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -78,7 +76,13 @@ class Reduction(nn.Module):
 
 
 class InceptionResnetV1(nn.Module):
-    def __init__(self, classify: bool = True, num_classes: int = 1000, dropout_prob: float = 0.6):
+    def __init__(
+        self,
+        classify: bool = True,
+        num_classes: int = 1000,
+        dropout_prob: float = 0.6,
+        blocks: tuple[int, int, int] = (5, 10, 5),
+    ):
         super().__init__()
         self.classify = classify
         self.conv2d_1a = BasicConv2d(3, 32, 3, stride=2)
@@ -88,20 +92,20 @@ class InceptionResnetV1(nn.Module):
         self.conv2d_3b = BasicConv2d(64, 80, 1)
         self.conv2d_4a = BasicConv2d(80, 192, 3)
         self.conv2d_4b = BasicConv2d(192, 256, 3, stride=2)
-        self.repeat_1 = nn.Sequential(*(block35(0.17) for _ in range(5)))
+        self.repeat_1 = nn.Sequential(*(block35(0.17) for _ in range(blocks[0])))
         self.mixed_6a = Reduction(
             BasicConv2d(256, 384, 3, stride=2),
             sequence(256, (192, 1, 1, 0), (192, 3, 1, 1), (256, 3, 2, 0)),
             nn.MaxPool2d(3, stride=2),
         )
-        self.repeat_2 = nn.Sequential(*(block17(0.10) for _ in range(10)))
+        self.repeat_2 = nn.Sequential(*(block17(0.10) for _ in range(blocks[1])))
         self.mixed_7a = Reduction(
             sequence(896, (256, 1, 1, 0), (384, 3, 2, 0)),
             sequence(896, (256, 1, 1, 0), (256, 3, 2, 0)),
             sequence(896, (256, 1, 1, 0), (256, 3, 1, 1), (256, 3, 2, 0)),
             nn.MaxPool2d(3, stride=2),
         )
-        self.repeat_3 = nn.Sequential(*(block8(0.20) for _ in range(5)))
+        self.repeat_3 = nn.Sequential(*(block8(0.20) for _ in range(blocks[2])))
         self.block8 = block8(1.0, relu=False)
         self.avgpool_1a = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout_prob)
@@ -121,4 +125,4 @@ class InceptionResnetV1(nn.Module):
         return self.logits(x) if self.classify else functional.normalize(x, p=2, dim=1)
 
 
-MODELS = {'inception_resnet_v1': partial(InceptionResnetV1)}
+MODELS = {'inception_resnet_v1': InceptionResnetV1}
