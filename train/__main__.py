@@ -1,34 +1,20 @@
-"""The command line: `python -m train --config FILE --workdir DIR` and `python -m train predict --workdir DIR`."""
+"""The command line of training: `python -m train --config FILE --workdir DIR`."""
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import jax
 
-from train import loop, predict
+from train import loop
 from train.config import load_config
-from train.errors import UserError
+from train.errors import UserError, run_command
 
-USAGE = """python -m train --config configs/NAME.py [--config.FIELD=VALUE ...] --workdir DIR
-       python -m train predict --workdir DIR [IMAGE ...]"""
-
-
-def main(argv: list[str]) -> int:
-    """Runs a command; the exit status."""
-    try:
-        if argv[:1] == ['predict']:
-            predict.main(argv[1:])
-        else:
-            _train(argv)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    return 0
+USAGE = 'python -m train --config configs/NAME.py [--config.FIELD=VALUE ...] --workdir DIR'
 
 
-def _train(argv: list[str]) -> None:
+def main(argv: list[str]) -> None:
+    """Trains as the arguments say."""
     parser = argparse.ArgumentParser('python -m train', usage=USAGE, allow_abbrev=False)
     parser.add_argument('--config', required=True, help='a file with get_config(); see configs/')
     parser.add_argument('--workdir', required=True, type=Path, help='where the run is kept, and found to be resumed')
@@ -51,7 +37,7 @@ def _overrides(arguments: list[str]) -> list[tuple[str, str]]:
     pairs, rest = [], iter(arguments)
     for argument in rest:
         if not argument.startswith('--config.'):
-            raise UserError(f'what is {argument!r}? Usage: {USAGE}')
+            raise UserError(f'{argument!r} is not an argument; usage: {USAGE}')
         field, equals, text = argument.removeprefix('--config.').partition('=')
         if not equals:
             text = next(rest, None)
@@ -69,4 +55,4 @@ def _cache_compilations() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from train.data.pipeline import eval_batches
 from train.data.source import Source
-from train.parallel import MeshParallel, Prefetcher
+from train.parallel import MeshParallel
+from train.prefetch import Prefetcher
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from train.data.pipeline import train_batches
 from train.errors import UserError
 from train.evaluate import Outcome, evaluate
 from train.experiment import Experiment, abstract_state, augmenter, build, normaliser
-from train.parallel import Prefetcher
+from train.prefetch import Prefetcher
 from train.records import Progress, Records
 from train.report import write_report
 from train.state import TrainState

@@ -1,9 +1,6 @@
 """Mapping a step over the devices of one or several processes, by pmap or by shard_map over a mesh."""
 
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +11,14 @@ from jax.sharding import PartitionSpec as P
 from train.config import ConfigError
 from train.data.pipeline import Rows
 
-PREFETCH = 2  # batches on the devices ahead of the one in work
-
 
 class MeshParallel:
     """`jit(shard_map)`: arrays are global, the state is replicated, a batch is cut along its first axis."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
+        """devices: of all processes; all there are if not given."""
         # By process first, so that a process's rows of a global batch are on its own devices.
-        devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+        devices = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
         self.mesh = Mesh(np.array(devices), ('batch',), axis_types=(AxisType.Auto,))
 
     @property
@@ -69,7 +65,7 @@ class PmapParallel(MeshParallel):
         return jax.pmap(step, axis_name='batch', devices=list(self.mesh.devices), donate_argnums=donate)
 
     def replicate(self, tree: Any) -> Any:
-        copies = jax.local_device_count()
+        copies = self.mesh.local_mesh.size
         sharding = NamedSharding(self.mesh, P('batch'))
 
         def put(a: Any) -> jax.Array:
@@ -82,7 +78,7 @@ class PmapParallel(MeshParallel):
         return jax.tree.map(lambda a: np.array(np.asarray(a.addressable_shards[0].data)[0]), tree)
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        copies = jax.local_device_count()
+        copies = self.mesh.local_mesh.size
         return super().shard({name: a.reshape(copies, -1, *a.shape[1:]) for name, a in batch.items()})
 
 
@@ -95,54 +91,3 @@ def make_parallel(name: str, batch_size: int) -> MeshParallel:
             f'{parallel.rows(batch_size).batch_size} would'
         )
     return parallel
-
-
-class Prefetcher:
-    """Iterates over `place(batch)`, kept `PREFETCH` ahead by a thread; `waited` is the seconds spent without one.
-
-    A context manager: leaving it stops the thread and closes `batches`.
-    """
-
-    def __init__(self, batches: Iterator[Any], place: Callable[[Any], Any]) -> None:
-        self.waited = 0.0
-        self._batches, self._place = batches, place
-        self._ready: queue.Queue = queue.Queue(PREFETCH)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, name='prefetch', daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> 'Prefetcher':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._batches.close()
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            start = time.perf_counter()
-            item, error = self._ready.get()
-            self.waited += time.perf_counter() - start
-            if error:
-                raise error
-            if item is None:
-                return
-            yield item
-
-    def _fill(self) -> None:
-        try:
-            for batch in self._batches:
-                self._put((self._place(batch), None))
-                if self._stop.is_set():
-                    return
-            self._put((None, None))
-        except Exception as error:  # raised again where the batch is asked for
-            self._put((None, error))
-
-    def _put(self, entry: tuple[Any, Exception | None]) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue

@@ -1,4 +1,4 @@
-"""Classifying images with what a run has saved: `python -m train predict --workdir DIR [IMAGE ...]`."""
+"""Classifying images with what a run has saved: `python -m train.predict --workdir DIR [IMAGE ...]`."""
 
 import argparse
 from pathlib import Path
@@ -12,6 +12,7 @@ from train.checkpoint import CheckpointError, Checkpoints
 from train.data import open_dataset
 from train.data.pipeline import eval_transform
 from train.data.source import DataError, decode
+from train.errors import run_command
 from train.experiment import abstract_state, normaliser
 from train.state import build_model
 
@@ -53,7 +54,7 @@ class Classifier:
 
 def main(argv: list[str]) -> None:
     """Classifies files, or some held-out images of the run's data set, and prints the result."""
-    parser = argparse.ArgumentParser('python -m train predict')
+    parser = argparse.ArgumentParser('python -m train.predict')
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--step', type=int, help='of the checkpoint; the newest if not given')
     parser.add_argument('--count', type=int, default=8, help='held-out images to take if no file is named')
@@ -92,3 +93,7 @@ def _print(step: int, names: list[str], found: list[tuple[str, float]], truths: 
     if truths is not None:
         right = sum(truth == predicted for truth, (predicted, _) in zip(truths, found, strict=True))
         print(f'{right} of {len(names)} right')
+
+
+if __name__ == '__main__':
+    run_command(main)
