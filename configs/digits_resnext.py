@@ -1,4 +1,11 @@
-"""ResNeXt"""
+"""A small ResNeXt (the paper's CIFAR form, one block a stage) on handwritten digits: what `make demo` trains.
+
+    python -m train --config configs/digits_resnext.py --workdir runs/demo
+    python -m train.predict --workdir runs/demo
+
+Hardware: 2 CPU cores; nothing is downloaded, the 1,797 images of 8x8 pixels come with scikit-learn.
+Measured there: MEASURED.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,11 +13,12 @@ from train.config import default_config
 
 
 def get_config() -> ConfigDict:
+    """What differs from train/config.py."""
     config = default_config()
     config.model = 'resnext29_32x4d'
     config.model_fields.layers = (1, 1, 1)
     config.dataset = 'digits'
-    config.mean, config.std = (0.305,), (0.376,)
+    config.mean, config.std = (0.305,), (0.376,)  # of the images to learn from
     config.crop, config.pad = 'pad', 1
     config.batch_size = 64
     config.epochs = 10

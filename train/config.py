@@ -140,8 +140,15 @@ def from_json(values: dict[str, Any]) -> ConfigDict:
     """The config that `to_json` turned into `values`."""
     config = default_config()
     for field, value in values.items():
-        _set(config, field, tuple(value) if isinstance(value, list) else value)
+        _set(config, field, _tuples(value))
     return config
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples: fields of a network must be hashable."""
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

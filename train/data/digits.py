@@ -23,7 +23,7 @@ class Arrays:
 
 
 def open_digits() -> Dataset:
-    """Every fifth image of each digit is held out: 1,434 to learn from, 363 to test, always the same ones."""
+    """Every fifth image of each digit is held out: 1,433 to learn from, 364 to test, always the same ones."""
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # the file's values are 0 to 16
     held_out = np.zeros(len(images), bool)

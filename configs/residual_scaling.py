@@ -1,0 +1,22 @@
+"""Inception-ResNet-v1 with its residual branches scaled, on digits enlarged to the smallest size it takes."""
+
+from ml_collections import ConfigDict
+
+from train.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.model = 'inception_resnet_v1'
+    config.model_fields.embedding = None
+    config.model_fields.dropout_prob = 0.0
+    config.model_fields.blocks = (2, 4, 2)
+    config.model_fields.scales = (0.17, 0.10, 0.20)
+    config.dataset = 'digits'
+    config.image_size = 75
+    config.mean, config.std = (0.305,), (0.376,)
+    config.batch_size = 64
+    config.epochs = 3
+    config.learning_rate = 0.05
+    config.log_every_steps = 1
+    return config
