@@ -82,7 +82,7 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
       ConversionError: a collection other than 'params' and 'batch_stats', or two leaves with one torch name.
     """
     return {
-        key: np.ascontiguousarray(_transpose(path, np.asarray(leaf), to_torch=True))
+        key: np.array(_transpose(path, np.asarray(leaf), to_torch=True), order='C')  # a copy that may be written to
         for key, (path, leaf) in torch_names(variables).items()
     }
 

@@ -66,7 +66,7 @@ def resolve(url: str) -> str:
       DownloadError: it is not a URL that can be fetched.
     """
     if url.startswith('hf-hub:'):
-        match = re.fullmatch(r'hf-hub:([\w.-]+)/([\w.-]+)(?:@([\w.-]+))?(?:/([\w.-]+))?', url)
+        match = re.fullmatch(r'hf-hub:(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w.-]*))?(?:/(\w[\w.-]*))?', url)
         if not match:
             raise DownloadError(f'{url!r} is not of the form hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION')
         owner, name, revision, file = match.groups()

@@ -7,9 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import (
-    BINGET,
     BINPERSID,
-    BINPUT,
     BINUNICODE,
     EMPTY_DICT,
     EMPTY_TUPLE,
@@ -95,7 +93,7 @@ def _write_torch(path: Path, weights: Mapping[str, np.ndarray], _: Mapping[str, 
         if value.dtype not in names:
             raise WeightsError(f'{key!r} has the dtype {value.dtype}, which is not written to .pth')
     items = [_item(key, value, names[value.dtype], str(i)) for i, (key, value) in enumerate(weights.items())]
-    content = b''.join([PROTO, b'\2', *HEAD, EMPTY_DICT, MARK, *items, SETITEMS, STOP])
+    content = b''.join([PROTO, b'\2', EMPTY_DICT, MARK, *items, SETITEMS, STOP])
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
         archive.writestr('archive/data.pkl', content)
         archive.writestr('archive/byteorder', 'little')
@@ -105,11 +103,8 @@ def _write_torch(path: Path, weights: Mapping[str, np.ndarray], _: Mapping[str, 
         archive.writestr('archive/version', '3\n')
 
 
-# The names that every tensor's pickle refers to, in the memo.
-HEAD = (
-    GLOBAL + b'torch._utils\n_rebuild_tensor_v2\n' + BINPUT + b'\0' + b'0',  # b'0' is POP
-    GLOBAL + b'collections\nOrderedDict\n' + BINPUT + b'\1' + b'0',
-)
+REBUILD = GLOBAL + b'torch._utils\n_rebuild_tensor_v2\n'
+HOOKS = GLOBAL + b'collections\nOrderedDict\n' + EMPTY_TUPLE + REDUCE
 
 
 def _item(key: str, value: np.ndarray, storage: str, number: str) -> bytes:
@@ -117,9 +112,8 @@ def _item(key: str, value: np.ndarray, storage: str, number: str) -> bytes:
     strides = [int(np.prod(value.shape[axis + 1 :], dtype=np.int64)) for axis in range(value.ndim)]
     kind = GLOBAL + f'torch\n{storage}\n'.encode()
     identity = [MARK, _text('storage'), kind, _text(number), _text('cpu'), _integer(value.size), TUPLE, BINPERSID]
-    hooks = BINGET + b'\1' + EMPTY_TUPLE + REDUCE
-    arguments = [*identity, _integer(0), _integers(value.shape), _integers(strides), NEWFALSE, hooks]
-    return b''.join([_text(key), BINGET + b'\0', MARK, *arguments, TUPLE, REDUCE])
+    arguments = [*identity, _integer(0), _integers(value.shape), _integers(strides), NEWFALSE, HOOKS]
+    return b''.join([_text(key), REBUILD, MARK, *arguments, TUPLE, REDUCE])
 
 
 def _text(text: str) -> bytes:
