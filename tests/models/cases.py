@@ -1,11 +1,14 @@
 """Which images each network is tested on, and which networks `make test` runs numerically."""
 
 from fnmatch import fnmatch
+from functools import cache, partial
 
+import jax
 import numpy as np
 import pytest
 
 import flaxzoo
+from flaxzoo.weights.convert import template
 
 # (N, H, W) by name pattern: odd, not square, and about as small as the network's training mode allows.
 SIZES = {
@@ -18,6 +21,16 @@ SIZES = {
 FAST = ('resnet18', 'resnext50_32x4d', 'resnext29_32x4d')
 
 ALL_MODELS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in flaxzoo.list_models()]
+
+
+# Compiling is most of the time of a test; these check the mathematics, not the compiler's speed.
+jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+@cache
+def shapes(name: str, num_classes: int | None = None) -> dict:
+    """Shapes of the variables of a registered network, at its default size."""
+    return template(flaxzoo.create(name, **({'num_classes': num_classes} if num_classes else {})))
 
 
 def size(name: str) -> tuple[int, int, int]:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import flaxzoo
-from flaxzoo.weights.convert import IGNORED, template, torch_names, torch_shape
+from flaxzoo.weights.convert import IGNORED, torch_names, torch_shape
 from tests import reference
+from tests.models.cases import shapes
 
 with (Path(__file__).parent / 'parameter_counts.csv').open() as file:
     COUNTS = {row['model']: int(row['parameters']) for row in csv.DictReader(file)}
@@ -22,7 +23,7 @@ def test_every_model_has_a_published_count():
 
 @pytest.mark.parametrize('name', flaxzoo.list_models())
 def test_parameter_count(name):
-    params = template(flaxzoo.create(name))['params']
+    params = shapes(name)['params']
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == COUNTS[name]
 
 
@@ -31,7 +32,7 @@ def test_keys_and_shapes_are_torchs(name):
     with torch.device('meta'):
         state_dict = reference.build(name).state_dict()
     theirs = {k: tuple(v.shape) for k, v in state_dict.items() if k.split('.')[-1] not in IGNORED}
-    leaves = torch_names(template(flaxzoo.create(name)))
+    leaves = torch_names(shapes(name))
     ours = {key: torch_shape(path, leaf.shape) for key, (path, leaf) in leaves.items()}
     assert ours == theirs
 
@@ -39,8 +40,8 @@ def test_keys_and_shapes_are_torchs(name):
 @pytest.mark.parametrize('name', flaxzoo.list_models())
 def test_the_head_follows_num_classes(name):
     """Another number of classes changes heads alone, and every parameter is float32."""
-    before = template(flaxzoo.create(name))
-    after = template(flaxzoo.create(name, num_classes=7))
+    before = shapes(name)
+    after = shapes(name, 7)
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     changed = [b.shape for a, b in pairs if a.shape != b.shape]
     assert changed

@@ -1,0 +1,105 @@
+"""Grouped 3x3 convolution: XLA's `feature_group_count` against flaxzoo's lowering for this platform, and torch.
+
+    python -m benchmarks.grouped_conv                 # the four stages of ResNeXt-50 32x4d
+    python -m benchmarks.grouped_conv --first         # only the first stage, 128 channels at 56x56
+    python -m benchmarks.grouped_conv --widths        # widths of the merged blocks against each other
+
+Prints milliseconds of the forward pass and of forward plus both gradients, float32, medians with the range. On a GPU or
+TPU the two columns are the same convolution.
+"""
+
+import argparse
+from functools import partial
+
+import jax
+import numpy as np
+
+from benchmarks.timing import interleave, table
+from flaxzoo.layers.conv_lowering import conv2d, merged_conv, native_conv
+
+STAGES = ((128, 56), (256, 28), (512, 14), (1024, 7))
+GROUPS = 32
+GEOMETRY = {'stride': (1, 1), 'padding': (1, 1), 'dilation': (1, 1), 'groups': GROUPS}
+
+
+def calls_for(conv, x: np.ndarray, kernel: np.ndarray) -> dict:
+    """The two measured calls of a jax convolution: forward, and forward with both gradients."""
+    forward = jax.jit(conv)
+
+    @jax.jit
+    def both(x, kernel, cotangent):
+        y, pull = jax.vjp(conv, x, kernel)
+        return y, *pull(cotangent)
+
+    x, kernel = jax.device_put(x), jax.device_put(kernel)
+    cotangent = forward(x, kernel)
+    return {'forward': lambda: forward(x, kernel), 'forward + backward': lambda: both(x, kernel, cotangent)}
+
+
+def torch_calls(x: np.ndarray, kernel: np.ndarray) -> dict:
+    """The same in torch, channels last."""
+    import torch
+    import torch.nn.functional as F
+
+    x = torch.from_numpy(x.transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last).requires_grad_()
+    kernel = torch.from_numpy(kernel.transpose(3, 2, 0, 1)).contiguous(memory_format=torch.channels_last)
+    kernel.requires_grad_()
+
+    def forward():
+        with torch.no_grad():
+            F.conv2d(x, kernel, padding=1, groups=GROUPS)
+
+    def both():
+        y = F.conv2d(x, kernel, padding=1, groups=GROUPS)
+        torch.autograd.grad(y, (x, kernel), torch.ones_like(y))
+
+    return {'forward': forward, 'forward + backward': both}
+
+
+def measure(contenders: dict, batch: int, channels: int, size: int, runs: int) -> list[list]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch, size, size, channels)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, channels // GROUPS, channels)).astype(np.float32)
+    made = {name: make(x, kernel) for name, make in contenders.items()}
+    rows = []
+    for mode in ('forward', 'forward + backward'):
+        times = interleave({name: calls[mode] for name, calls in made.items()}, runs)
+        base, *_, ours = [times[name] for name in contenders if name != 'torch']
+        ratio = f'{base.median / ours.median:.1f}'
+        rows.append([f'C{channels} @{size}', mode, *times.values(), ratio])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--runs', type=int, default=5)
+    parser.add_argument('--first', action='store_true', help='only 128 channels at 56x56')
+    parser.add_argument('--widths', action='store_true', help='compare widths of the merged blocks')
+    parser.add_argument('--no-torch', action='store_true', help='leave torch out')
+    args = parser.parse_args()
+
+    if args.widths:
+        widths = (64, 32, 8, 16)
+        contenders = {
+            f'{width} channels': partial(calls_for, partial(merged_conv, **GEOMETRY, channels=width))
+            for width in widths
+        }
+        last = '64 / 16'
+    else:
+        contenders = {
+            'native': partial(calls_for, partial(native_conv, **GEOMETRY)),
+            'flaxzoo': partial(calls_for, partial(conv2d, **GEOMETRY)),
+        }
+        last = 'native / flaxzoo'
+    if not args.no_torch:
+        contenders['torch'] = torch_calls
+    rows = []
+    for channels, size in STAGES[: 1 if args.first else None]:
+        rows += measure(contenders, args.batch, channels, size, args.runs)
+    print(f'{jax.devices()[0].device_kind}, batch {args.batch}, {GROUPS} groups, float32, ms')
+    print(table(['shape', 'mode', *contenders, last], rows))
+
+
+if __name__ == '__main__':
+    main()
