@@ -1,0 +1,52 @@
+"""Every registered network: parameters, multiply-adds and the measured difference from its torch reference.
+
+    python -m benchmarks.models_table                 # all, about half an hour on 2 cores
+    python -m benchmarks.models_table 'resne*'
+
+The error is the largest relative difference, max|a - b| / max|b| of a tensor, over the outputs of all modules, and for
+the training step over the loss, all gradients and the updated statistics too. Images are random and not square,
+statistics and affine terms are randomised.
+"""
+
+import argparse
+import sys
+
+import flaxzoo
+from benchmarks.timing import table
+from flaxzoo.analysis.parity import compare, randomise
+from flaxzoo.analysis.summary import summarize
+from tests import reference
+from tests.models.cases import images, labels
+
+
+def row(name: str) -> list[str]:
+    model = flaxzoo.create(name)
+    module = randomise(reference.build(name))
+    x, y = images(name), labels(name)
+    costs = summarize(model)
+    step = compare(model, module, x, train=True, labels=y)
+    evaluation = compare(model, module, x)
+    single = compare(model, module, x, dtype='float32')
+    return [
+        f'`{name}`',
+        f'{costs.parameters:,}',
+        f'{costs.macs / 1e9:.2f} @{model.image_size}',
+        f'{evaluation.error:.0e}',
+        f'{step.error:.0e}',
+        f'{single.error:.0e}',
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('pattern', nargs='?', default='*')
+    rows = []
+    for name in flaxzoo.list_models(parser.parse_args().pattern):
+        rows.append(row(name))
+        print(*rows[-1], file=sys.stderr, flush=True)
+    header = ['model', 'parameters', 'GMACs', 'evaluation, float64', 'training step, float64', 'evaluation, float32']
+    print(table(header, rows))
+
+
+if __name__ == '__main__':
+    main()
