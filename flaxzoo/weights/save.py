@@ -73,7 +73,7 @@ def _write_safetensors(path: Path, weights: Mapping[str, np.ndarray], metadata: 
 
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     # 'pt' tells readers that names and layouts are torch's.
-    save_file({key: np.ascontiguousarray(value) for key, value in weights.items()}, path, {'format': 'pt', **text})
+    save_file({key: np.asarray(value, order='C') for key, value in weights.items()}, path, {'format': 'pt', **text})
 
 
 def _write_npz(path: Path, weights: Mapping[str, np.ndarray], _: Mapping[str, Any]) -> None:
@@ -99,7 +99,7 @@ def _write_torch(path: Path, weights: Mapping[str, np.ndarray], _: Mapping[str, 
         archive.writestr('archive/byteorder', 'little')
         for i, value in enumerate(weights.values()):
             with archive.open(f'archive/data/{i}', 'w', force_zip64=True) as entry:
-                entry.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+                entry.write(value.reshape(-1).view(np.uint8))
         archive.writestr('archive/version', '3\n')
 
 
