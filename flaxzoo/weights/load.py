@@ -121,7 +121,7 @@ def locate(name: str, weights: str | os.PathLike, offline: bool | None) -> tuple
         if weights.startswith('hf-hub:') or '://' in weights:
             release = next((row for row in catalog.releases() if row.url == weights and row.model == name), None)
             return fetch(weights, release.sha256 if release else '', offline=offline), release
-        if not weights.endswith(SUFFIXES) and os.sep not in weights and not Path(weights).exists():
+        if not weights.endswith(SUFFIXES) and os.sep not in weights and not Path(weights).is_file():
             release = catalog.find(name, weights)
             return fetch(release.url, release.sha256, offline=offline), release
     elif not isinstance(weights, os.PathLike):
