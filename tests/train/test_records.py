@@ -1,0 +1,94 @@
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from train.records import Progress, Records, duration, read_metrics
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def write(workdir: Path, start: int, *steps: int) -> None:
+    with Records(workdir, start) as records:
+        for step in steps:
+            records.write('train', step, {'loss': 1 / step})
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path: Path):
+    write(tmp_path, 0, 5, 10, 15)
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"kind": "train", "step": 20, "lo')  # killed while it wrote
+    write(tmp_path, 10, 15, 20)
+    lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == [5, 10, 15, 20]
+    assert read_metrics(tmp_path / 'metrics.jsonl')[1] == {'kind': 'train', 'step': 10, 'loss': 0.1}
+
+
+def test_a_torn_line_is_not_read(tmp_path: Path):
+    path = tmp_path / 'metrics.jsonl'
+    assert read_metrics(path) == []
+    path.write_text('{"step": 1}\n{"step": 2')
+    assert read_metrics(path) == [{'step': 1}]
+
+
+def test_tensorboard_gets_the_same_values(tmp_path: Path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    write(tmp_path, 0, 5)
+    (path,) = (tmp_path / 'tensorboard').iterdir()
+    content, values = path.read_bytes(), {}
+    while content:  # length, its checksum, the event, its checksum
+        length = int.from_bytes(content[:8], 'little')
+        event = Event.FromString(content[12 : 12 + length])
+        values |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+        content = content[16 + length :]
+    assert values == {('train/loss', 5): pytest.approx(0.2)}
+
+
+def test_other_processes_write_nothing(tmp_path: Path):
+    with Records(tmp_path, 0, writes=False) as records:
+        records.write('train', 1, {'loss': 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def shown(stream: io.StringIO) -> str:
+    progress = Progress(10, 32, stream)
+    progress.start(1, 0.0)
+    values = {'epoch': 0.5, 'loss': 1.25, 'learning_rate': 0.1}
+    progress.update(5, values | progress.measure(5, 0.0))
+    progress.say('evaluated')
+    return stream.getvalue()
+
+
+def test_the_progress_line_tells_where_the_run_is():
+    first, line, last = shown(io.StringIO()).splitlines()
+    assert first.startswith('step 1 after 0:00')
+    assert re.fullmatch(
+        r'step 5/10  epoch 0\.5  \d+ images/s  loss 1\.2500  lr 1\.00e-01  0:00 left  input wait 0%', line
+    )
+    assert last == 'evaluated'
+
+
+def test_on_a_terminal_the_line_is_rewritten():
+    text = shown(Terminal())
+    assert text.count('\n') == 2  # the lines that stay
+    assert '\r\x1b[Kstep 5/10' in text
+    assert text.endswith('\r\x1b[Kevaluated\n')
+
+
+def test_the_first_step_has_no_speed_yet():
+    stream = io.StringIO()
+    progress = Progress(10, 32, stream)
+    progress.start(1, 0.0)
+    progress.update(1, {'epoch': 0.1, 'loss': 1.0, 'learning_rate': 0.1, **progress.measure(1, 0.0)})
+    assert '0 images/s' in stream.getvalue()
+    assert '? left' in stream.getvalue()
+
+
+def test_duration():
+    assert [duration(s) for s in (0.4, 75, 3675)] == ['0:00', '1:15', '1:01:15']
