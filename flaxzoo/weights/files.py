@@ -44,8 +44,8 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The state dict in a weights file.
 
     Nested checkpoints are unwrapped ('state_dict', 'model', ...; averaged weights are preferred and that is logged),
-    and the prefixes 'module.' and '_orig_mod.' are removed. Arrays are memory-mapped where the file aligns them; they
-    may be written to, which does not change the file. The file must not be overwritten in place while they are used.
+    and the prefixes 'module.' and '_orig_mod.' are removed. The arrays are memory-mapped: they take memory as they are
+    used and may be written to, which does not change the file; the file must not be overwritten in place meanwhile.
 
     Args:
       path: a `.pth`/`.pt` file of torch.save (both formats), `.safetensors`, or `.npz` of numpy.savez.

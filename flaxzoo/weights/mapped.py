@@ -1,4 +1,4 @@
-"""A file's bytes as numpy arrays: memory-mapped where they are aligned, checked against the file's length."""
+"""A file's bytes as memory-mapped numpy arrays, checked against the file's length."""
 
 import math
 import mmap
@@ -35,16 +35,9 @@ class MappedFile:
         return memoryview(self.map)[start : None if count is None else start + count]
 
     def array(self, start: int, count: int, dtype: np.dtype) -> np.ndarray:
-        """`count` elements from byte `start`, shape (count,)."""
+        """`count` elements from byte `start`, shape (count,); unaligned where the file does not align them."""
         self.check(start, count * dtype.itemsize)
-        if start % dtype.alignment == 0:
-            return np.frombuffer(self.map, dtype, count, start) if count else np.empty(0, dtype)
-        # The legacy format aligns nothing. Reading costs the same memory as mapping and touching it.
-        values = np.empty(count, dtype)
-        self.file.seek(start)
-        if self.file.readinto(values.view(np.uint8)) != values.nbytes:
-            raise WeightsError('the file is truncated')
-        return values
+        return np.frombuffer(self.map, dtype, count, start) if count else np.empty(0, dtype)
 
     def crc32(self, start: int, count: int) -> int:
         """The checksum of `count` bytes from `start`, read past the map so that they do not stay in memory."""
