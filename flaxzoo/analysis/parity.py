@@ -188,7 +188,7 @@ def _run_torch(module: Any, x: np.ndarray, labels: np.ndarray | None) -> dict[st
         if name:
             source.register_forward_hook(keep(name))
     heads = _heads(module(torch.from_numpy(np.moveaxis(x, -1, 1).copy())))
-    outputs |= {f'logits{i or ""}': head.detach().numpy().copy() for i, head in enumerate(heads)}
+    outputs |= {f'logits{i or ""}': _channels_last(head) for i, head in enumerate(heads)}
     tensors = {'output': outputs}
     if labels is not None:
         targets = torch.from_numpy(np.asarray(labels, np.int64))
