@@ -19,6 +19,10 @@ SMALLEST = {
     'inception_v1': (31, 79),
     'bn_inception': (31, 31),
     'inception_v3': (75, 299),
+    'inception_v4': (75, 75),
+    'inception_resnet_v1': (75, 75),
+    'inception_resnet_v2': (75, 75),
+    'xception': (7, 7),
 }
 CASES = [(name, train, sizes[train]) for name, sizes in SMALLEST.items() for train in (False, True)]
 
