@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
     config.image_size = 75
     config.mean, config.std = (0.305,), (0.376,)
     config.batch_size = 64
-    config.epochs = 3
-    config.learning_rate = 0.05
+    config.epochs = 6
+    config.learning_rate = 0.02
+    config.warmup_epochs = 0.5
     config.log_every_steps = 1
     return config
