@@ -10,13 +10,17 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from train.config import default_config
+from train.config import default_config, to_json
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def tiny_config() -> ConfigDict:
+    return make_tiny_config()
+
+
+def make_tiny_config() -> ConfigDict:
     """A ResNeXt of one block on the digits, 22 steps of 64 images an epoch."""
     config = default_config()
     config.model = 'resnext29_32x4d'
@@ -51,7 +55,7 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp('cache')
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def start(compilation_cache: Path):
     """start(*arguments, devices=1): a Python process in the repository, on so many virtual CPU devices."""
     processes = []
@@ -78,6 +82,14 @@ def start(compilation_cache: Path):
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def write_config(path: Path, config: ConfigDict) -> Path:
+    """A config file whose get_config() gives `config`."""
+    path.write_text(
+        f'from train.config import from_json\n\n\ndef get_config():\n    return from_json({to_json(config)!r})\n'
+    )
+    return path
 
 
 def finish(process: subprocess.Popen) -> str:
