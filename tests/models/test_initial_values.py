@@ -14,7 +14,6 @@ FIELDS = {'googlenet': {'init_weights': True}, 'inception_v3': {'init_weights': 
 NAMES = [
     'squeezenet1_0',
     'googlenet',
-    'inception_v3',
     *(pytest.param(n, marks=pytest.mark.slow) for n in ('inception_v3', 'alexnet', 'vgg11')),
 ]
 
