@@ -155,6 +155,7 @@ def test_the_compute_dtype_is_the_inputs():
     [
         (Conv2d(8, 3, groups=3), 'groups=3 must divide the 4 input channels'),
         (Conv2d(6, 3, groups=4), 'must divide .* the 6 output channels'),
+        (Conv2d(8, 7, dilation=2, padding=2), r'x of shape \(1, 8, 8, 4\) is smaller than the kernel 7'),
         (Conv2d(8, (3, 3, 3)), r'kernel_size must be an int or a \(height, width\) pair'),
     ],
 )

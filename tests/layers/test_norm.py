@@ -1,4 +1,4 @@
-"""BatchNorm against torch's: values, gradients, running statistics, frozen and shared over devices."""
+"""BatchNorm against torch's: values, gradients, running statistics, frozen and shared over devices; LRN likewise."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ import torch
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from flaxzoo.layers import BatchNorm
+from flaxzoo.layers import BatchNorm, local_response_norm
 
 
 def variables(channels, seed=0, dtype=np.float64):
@@ -126,3 +126,17 @@ def _value_and_grad(norm, v, x, w):
 
     grad, (y, stats) = jax.grad(loss, has_aux=True)(x)
     return y, grad, stats
+
+
+@pytest.mark.parametrize('channels', [3, 7, 64])
+@pytest.mark.parametrize('fields', [{'size': 5}, {'size': 4, 'alpha': 0.01, 'beta': 0.5, 'k': 2.0}])
+def test_local_response_norm_is_torchs(channels, fields):
+    x, cotangent = np.random.default_rng(0).normal(0, 30, (2, 2, 3, 4, channels))
+    with jax.enable_x64(True):
+        y, pull = jax.vjp(jax.jit(partial(local_response_norm, **fields)), jnp.asarray(x))
+        (grad,) = pull(jnp.asarray(cotangent))
+    inputs = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
+    expected = torch.nn.functional.local_response_norm(inputs, **fields)
+    expected.backward(torch.tensor(np.moveaxis(cotangent, -1, 1).copy()))
+    np.testing.assert_allclose(y, np.moveaxis(expected.detach().numpy(), 1, -1), rtol=1e-12)
+    np.testing.assert_allclose(grad, np.moveaxis(inputs.grad.numpy(), 1, -1), rtol=1e-11, atol=1e-12)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flaxzoo.layers import adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d
+from flaxzoo.layers import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_pool2d, max_pool2d
 
 
 @st.composite
@@ -69,6 +69,19 @@ def test_adaptive_avg_pool2d(size, output_size):
 def test_global_avg_pool2d():
     x = np.random.default_rng(0).normal(size=(2, 5, 6, 3))
     np.testing.assert_allclose(global_avg_pool2d(jnp.asarray(x, jnp.float32)), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
+
+
+def test_flatten_is_in_torchs_order():
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
+    assert_like_torch(lambda a: flatten(a), lambda a: torch.flatten(a, 1), x)
+
+
+@pytest.mark.parametrize(('size', 'kernel', 'stride'), [((2, 2), 3, 2), ((1, 4), 2, 2), ((3, 2), 4, 3)])
+def test_ceil_mode_takes_images_less_than_a_stride_too_small(size, kernel, stride):
+    x = np.random.default_rng(0).normal(size=(2, *size, 3))
+    fields = {'kernel_size': kernel, 'stride': stride, 'ceil_mode': True}
+    assert_like_torch(lambda a: max_pool2d(a, **fields), lambda a: F.max_pool2d(a, **fields), x)
+    assert_like_torch(lambda a: avg_pool2d(a, **fields), lambda a: F.avg_pool2d(a, **fields), x)
 
 
 def test_squeezenets_sizes_at_224():

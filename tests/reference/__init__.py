@@ -19,7 +19,11 @@ TIMM = {
 
 
 def build(name: str, **fields) -> torch.nn.Module:
-    """A fresh torch module, from torchvision where it has the network, else timm, else our own reference."""
+    """A torch module, from torchvision where it has the network, else timm, else our own reference.
+
+    Its weights are the same in every run, so that a failure can be repeated.
+    """
+    torch.manual_seed(0)
     if name in OWN:
         return OWN[name](**fields)
     if name in TIMM:
