@@ -14,11 +14,28 @@ from flaxzoo.weights.convert import template
 SIZES = {
     'resnext29*': (2, 21, 27),
     '*_cifar': (2, 21, 27),
+    'alexnet': (2, 71, 93),
+    'vgg*': (2, 37, 67),
+    'inception_v1': (2, 79, 97),
+    'bn_inception': (2, 63, 69),  # smaller ones leave a norm too few values: rounding grows past 1e-10
+    'inception_v3': (2, 299, 307),  # its auxiliary head takes no less
+    'inception_*': (4, 91, 107),
     '*': (2, 49, 67),
 }
 
 # One small network a form; `make test-all` runs every name.
-FAST = ('resnet18', 'resnext50_32x4d', 'resnext29_32x4d')
+FAST = (
+    'alexnet',
+    'vgg11_bn',
+    'squeezenet1_1',
+    'googlenet',
+    'inception_v1',
+    'bn_inception',
+    'xception',
+    'resnet18',
+    'resnext29_32x4d',
+    'resnext50_32x4d',
+)
 
 ALL_MODELS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in flaxzoo.list_models()]
 
