@@ -1,5 +1,6 @@
 """The catalogue says what torchvision and timm say of their weights."""
 
+import math
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import torchvision
 
 import flaxzoo
 from flaxzoo.weights import catalog
+from flaxzoo.weights.adapt import Architecture
 from flaxzoo.weights.hub import resolve
 from tests import reference
 
@@ -74,6 +76,17 @@ def test_parameters_of_other_releases(row):
         pytest.skip('not registered')
     module = reference.build(row.model, num_classes=row.classes)
     assert sum(value.numel() for value in module.parameters()) == row.parameters
+
+
+@pytest.mark.parametrize('name', sorted({row.model for row in catalog.releases()} & set(flaxzoo.list_models())))
+def test_parameters_of_our_networks(name):
+    """Each release is of the network that we register under its name; GoogLeNet is counted without its aux heads."""
+    for classes in {row.classes or 1000 for row in catalog.releases() if row.model == name}:
+        fields = {'aux_logits': False} if name == 'googlenet' else {}
+        shapes = Architecture(name, {**fields, 'num_classes': classes}).shapes()
+        count = sum(math.prod(shape) for key, shape in shapes.items() if 'running_' not in key)
+        rows = [row for row in catalog.releases() if row.model == name and (row.classes or 1000) == classes]
+        assert {row.parameters for row in rows} == {count}
 
 
 def test_every_row_is_consistent():
