@@ -133,7 +133,7 @@ def test_a_relu_lost_between_the_linear_layers_of_vgg_fails(lost, monkeypatch):
 @pytest.mark.slow
 def test_swapped_auxiliary_heads_fail(monkeypatch):
     def train_error():
-            images = np.random.default_rng(0).normal(size=(2, *SIZES['googlenet'], 3))
+        images = np.random.default_rng(0).normal(size=(2, *SIZES['googlenet'], 3))
         module = randomise(reference.build('googlenet', num_classes=10))
         model = flaxzoo.create('googlenet', num_classes=10)
         return compare(model, module, images, train=True, labels=np.array([1, 7])).error
