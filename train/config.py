@@ -49,7 +49,7 @@ def default_config() -> ConfigDict:
     # The network: a name of flaxzoo.list_models(), further fields of it, and what to start from.
     config.model = ''
     config.model_fields = ConfigDict()
-    config.init_from = ''  # weights for flaxzoo.load: a released tag or a file; '' is random
+    config.init_from = ''  # weights for flaxzoo.load: a tag like 'IMAGENET1K_V2' or a file; '' starts at random
     config.freeze = ()  # torch-name wildcards of parameters that stay as they are: ('conv1.*', 'layer1.*')
     config.freeze_batch_norm = False  # keep and use the running statistics while training
     config.sync_batch_norm = True  # statistics of the batch on all devices; False: each device's own part
@@ -123,6 +123,8 @@ def validate(config: ConfigDict) -> ConfigDict:
     for field in ('batch_size', 'epochs', 'log_every_steps', 'eval_every_epochs', 'keep_checkpoints'):
         if config[field] <= 0:
             raise ConfigError(f'config.{field} must be positive, got {config[field]!r}')
+    if config.seed < 0:
+        raise ConfigError(f'config.seed must not be negative, got {config.seed!r}')
     for field in ('momentum', 'label_smoothing', 'ema_decay'):
         if not 0 <= config[field] < 1:
             raise ConfigError(f'config.{field} must be at least 0 and below 1, got {config[field]!r}')

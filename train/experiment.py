@@ -44,7 +44,7 @@ class Experiment:
     @property
     def total(self) -> int:
         """Steps of the whole run."""
-        return self.steps(self.config.epochs)
+        return max(1, self.steps(self.config.epochs))
 
     @property
     def evaluations(self) -> set[int]:

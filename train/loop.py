@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+import flaxzoo
 from train import workdir
 from train.checkpoint import Checkpoints
 from train.data.pipeline import train_batches
@@ -41,6 +43,7 @@ def train(config: ConfigDict, directory: Path) -> dict[str, float]:
         saved before is untouched.
     """
     workdir.check(directory, config)
+    multihost_utils.sync_global_devices('every process has looked at the directory before one writes to it')
     experiment = build(config)
     writes = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -94,6 +97,7 @@ class _Run:
         if not (self.directory / 'report.png').exists():
             outcome = outcome or self._evaluate(state)
             if jax.process_index() == 0:
+                self._save_weights(state)
                 write_report(self.directory, outcome, self.experiment.data)
         metrics = record['metrics']
         self.progress.say(
@@ -156,6 +160,11 @@ class _Run:
             self.records.write('eval', step, record['metrics'])
             self.progress.say(f'step {step}: ' + ', '.join(f'{k} {v:.4f}' for k, v in record['metrics'].items()))
         self.checkpoints.save(self.parallel.fetch(state), record, outcome and record['metrics']['accuracy'])
+
+    def _save_weights(self, state: Any) -> None:
+        """What was trained, under torch's names, for flaxzoo.load and for PyTorch."""
+        metadata = {'model': self.config.model, 'class_names': list(self.experiment.data.class_names)}
+        flaxzoo.save(self.directory / 'weights.safetensors', self.parallel.fetch(state.variables), metadata)
 
     def _record(self, outcome: Outcome | None) -> dict[str, Any]:
         """What a checkpoint keeps besides the state: enough to classify without the data set."""

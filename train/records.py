@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensorboardX import SummaryWriter
-
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file, in order; a torn last line is left out."""
@@ -31,6 +29,9 @@ class Records:
         self._writes = writes
         if not writes:
             return
+        # Imported here, because it takes seconds where torch is installed too.
+        from tensorboardX import SummaryWriter
+
         path = workdir / 'metrics.jsonl'
         kept = [record for record in read_metrics(path) if record['step'] <= start]
         replace_file(path, ''.join(json.dumps(record) + '\n' for record in kept))

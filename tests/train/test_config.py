@@ -37,6 +37,7 @@ def test_a_file_states_what_differs_and_the_command_line_overrides_it(tmp_path: 
         ("config.epochs = 'ten'", r'c\.py: .*epochs'),
         ("config.crop = 'pda'", r"config\.crop is one of none, pad, resized, not 'pda', did you mean pad\?"),
         ('config.batch_size = 0', r'config\.batch_size must be positive, got 0'),
+        ('config.seed = -1', r'config\.seed must not be negative'),
         ('config.momentum = 1.5', r'config\.momentum must be at least 0 and below 1'),
         ("config.crop = 'resized'", r'needs config\.image_size'),
         ("config.dataset = ''", r'config\.dataset is not set'),

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import flaxzoo
 from train import workdir
 from train.checkpoint import Checkpoints
 from train.data.digits import open_digits
@@ -18,7 +19,7 @@ from train.errors import UserError
 from train.experiment import abstract_state
 from train.loop import DivergedError, train
 from train.records import read_metrics
-from train.state import TrainState, build_model
+from train.state import TrainState, build_model, initial_variables
 from train.workdir import WorkdirError
 
 from .conftest import finish, make_tiny_config, write_config
@@ -79,6 +80,22 @@ def test_a_run_leaves_all_its_records(finished: Path):
     assert (finished / 'report.png').stat().st_size > 10_000
     assert list((finished / 'tensorboard').iterdir())
     assert final_state(finished).step == TOTAL
+
+
+def test_the_weights_of_a_run_are_loaded_by_name(finished: Path):
+    path = finished / 'weights.safetensors'
+    _, variables = flaxzoo.load('resnext29_32x4d', path, in_channels=1, **run_config().model_fields.to_dict())
+    jax.tree.map(np.testing.assert_array_equal, variables, final_state(finished).variables)
+    # Another run starts from them; three classes take a new head.
+    config = run_config()
+    config.init_from = str(path)
+    model = build_model(config, 3)
+    start = initial_variables(config, model, (8, 8, 1))
+    assert start['params']['fc']['kernel'].shape == (256, 3)
+    np.testing.assert_array_equal(start['params']['conv1']['kernel'], variables['params']['conv1']['kernel'])
+    config.init_from = str(path.with_name('none.safetensors'))
+    with pytest.raises(UserError, match=r'config\.init_from: there is no file'):
+        initial_variables(config, model, (8, 8, 1))
 
 
 def wait_for(condition, process) -> None:

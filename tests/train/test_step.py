@@ -16,7 +16,7 @@ import flaxzoo
 from train.augment import augment, normalise
 from train.config import default_config
 from train.parallel import MeshParallel, PmapParallel
-from train.state import TrainState, build_model, make_state
+from train.state import TrainState, abstract_variables, build_model, make_state
 from train.step import cross_entropy, make_train_step
 
 RNG = np.random.default_rng(0)
@@ -220,6 +220,22 @@ def test_every_registered_network_can_be_built_for_training():
         assert model.num_classes == 10
         if hasattr(model, 'norm_layer'):
             assert model.norm_layer().axis_name == 'batch'
+
+
+@pytest.mark.parametrize('name', ['googlenet', 'inception_v1', 'inception_v3', 'vgg11', 'squeezenet1_1'])
+def test_the_step_takes_networks_of_other_forms(name: str):
+    """Auxiliary heads or none, BatchNorm or none: traced at the network's own size, not computed."""
+    config = default_config()
+    config.model = name
+    model = build_model(config, 10)
+    shape = (model.image_size, model.image_size, 3)
+    step = make_train_step(model, MOMENTUM, augment=partial(augment, pad=4, flip=True), normalise=to_float)
+    state = jax.eval_shape(partial(make_state, tx=MOMENTUM), abstract_variables(model, shape))
+    batch = {'image': jax.ShapeDtypeStruct((16, *shape), jnp.uint8), 'label': jax.ShapeDtypeStruct((16,), jnp.int32)}
+    after, metrics = jax.eval_shape(MeshParallel().compile(step), state, batch)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    assert set(metrics) == {'loss', 'accuracy', 'grad_norm'}
+    assert ('AuxLogits' in state.params or 'aux1' in str(list(state.params))) == hasattr(model, 'aux_weight')
 
 
 def test_the_state_holds_no_average_unless_asked():
