@@ -3,7 +3,8 @@
     python -m benchmarks.residual_scaling --workdir runs/residual_scaling
 
 Trains `configs/residual_scaling.py` on the 1,434 training digits once for each form and seed, then draws the loss and
-the accuracy over the steps. Runs that are in the work directory already are continued or, if finished, only drawn.
+the accuracy over the steps; the training loss is a moving average of 9 steps. Runs that the work directory holds already
+are continued or, if finished, only drawn.
 """
 
 import argparse
@@ -35,33 +36,38 @@ def run(directory: Path, scales: tuple[float, ...], overrides: list[tuple[str, s
 def draw(runs: dict[str, list[list[dict]]], path: Path) -> None:
     """runs: {form: the metrics of its seeds}."""
     figure = Figure(figsize=(9.5, 3.6), layout='constrained', facecolor='white')
-    loss, norm, accuracy = figure.subplots(1, 3)
+    loss, held_out, accuracy = figure.subplots(1, 3)
     for form, seeds in runs.items():
         for i, records in enumerate(seeds):
             style = {'color': COLORS[form], 'label': f'scales {form}' if i == 0 else None}
             curve(loss, records, 'train', 'loss', **style)
-            curve(norm, records, 'train', 'grad_norm', **style)
+            curve(held_out, records, 'eval', 'loss', marker='o', markersize=4, **style)
             curve(accuracy, records, 'eval', 'accuracy', marker='o', markersize=4, **style)
-    for axes, title in ((loss, 'Training loss'), (norm, 'Gradient norm'), (accuracy, 'Held-out accuracy')):
+    for axes, title in ((loss, 'Training loss'), (held_out, 'Held-out loss'), (accuracy, 'Held-out accuracy')):
         axes.set_title(title, loc='left', weight='bold')
         axes.set_xlabel('step')
         axes.grid(color='#e6e6e6')
         axes.spines[['top', 'right']].set_visible(False)
-    for axes in (loss, norm):
+    for axes in (loss, held_out):
         axes.set_yscale('log')
     accuracy.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     accuracy.set_ylim(0, 1.005)
-    accuracy.legend(frameon=False, loc='lower right')
+    loss.legend(frameon=False, loc='upper right')
     figure.savefig(path, dpi=100)
 
 
 def curve(axes: Axes, records: list[dict], kind: str, name: str, **style) -> None:
     """A metric over the steps; training metrics, one batch a step, as a moving average."""
-    steps, values = zip(*((r['step'], r[name]) for r in records if r['kind'] == kind), strict=True)
-    if kind == 'train':
+    steps, values = np.array([(r['step'], r[name]) for r in records if r['kind'] == kind]).reshape(-1, 2).T
+    if kind == 'train' and len(values) > WINDOW:
         values = np.convolve(values, np.ones(WINDOW) / WINDOW, 'valid')
         steps = steps[WINDOW // 2 :][: len(values)]
     axes.plot(steps, values, linewidth=1.6, **style)
+
+
+def summary(records: list[dict]) -> str:
+    """The evaluations as `accuracy (loss)`, in order."""
+    return ', '.join(f'{r["accuracy"]:.2%} ({r["loss"]:.3g})' for r in records if r['kind'] == 'eval')
 
 
 def main() -> None:
@@ -78,11 +84,7 @@ def main() -> None:
             overrides = [('seed', str(seed)), *([('epochs', str(args.epochs))] if args.epochs else [])]
             run(directory, scales, overrides)
             runs[form].append(read_metrics(directory / 'metrics.jsonl'))
-            final = [r for r in runs[form][-1] if r['kind'] == 'eval'][-1:]
-            print(
-                f'scales {form}, seed {seed}:',
-                ', '.join(f'{k} {v:.4g}' for r in final for k, v in r.items() if k != 'kind'),
-            )
+            print(f'scales {form}, seed {seed}: {summary(runs[form][-1])}')
     args.output.parent.mkdir(parents=True, exist_ok=True)
     draw(runs, args.output)
     print(args.output)
