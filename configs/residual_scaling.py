@@ -1,8 +1,7 @@
 """Inception-ResNet-v1 with its residual branches scaled, on digits enlarged to the smallest size it takes.
 
     python -m train --config configs/residual_scaling.py --workdir runs/scaled
-    python -m train --config configs/residual_scaling.py --workdir runs/ones \\
-        --config.model_fields.scales='(1.0, 1.0, 1.0)'
+    python -m train --config configs/residual_scaling.py --workdir runs/ones --config.model_fields.scales=1.,1.,1.
     python -m benchmarks.residual_scaling       # both, two seeds each, and the picture
 
 Full width and less than half the depth, the paper's head. Hardware: 2 CPU cores, about 3.5 minutes of processor time a
