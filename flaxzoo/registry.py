@@ -47,13 +47,14 @@ def create(name: str, /, **fields) -> nn.Module:
 
     Args:
       name: one of `list_models()`.
-      **fields: fields of the network, over those of the variant: `num_classes=10`, `norm_layer=...`.
+      **fields: fields of the network, over those of the variant: `num_classes=10`, `norm_layer=...`. With
+        `num_classes=0` the network has no head and returns the features before it, (N, C).
 
     Returns:
       A linen Module, called on `x: (N, H, W, C)`: `model.init(key, x)`, `model.apply(variables, x)`.
 
     Raises:
-      ValueError: no network has this name, or `num_classes` is not a positive integer.
+      ValueError: no network has this name, or `num_classes` is no integer or negative.
       TypeError: the network has no such field.
     """
     builder = lookup(name)
@@ -62,8 +63,8 @@ def create(name: str, /, **fields) -> nn.Module:
         if field not in known:
             raise TypeError(f'{name} has no field {field!r}{suggest(field, known)}; its fields are {", ".join(known)}')
     num_classes = fields.get('num_classes', 1)
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f'num_classes must be a positive integer, got {num_classes!r}')
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+        raise ValueError(f'num_classes must be an integer, 0 for no head, got {num_classes!r}')
     # A variant may state its first fields by position; as keywords they can be overridden like the rest.
     return builder.func(**{**dict(zip(known, builder.args, strict=False)), **builder.keywords, **fields})
 

@@ -109,7 +109,10 @@ class Conv2d(nn.Module):
 
 
 class Linear(nn.Module):
-    """`torch.nn.Linear` on `x: (..., C)`, giving (..., out_features). `kernel` has shape (C, out_features)."""
+    """`torch.nn.Linear` on `x: (..., C)`, giving (..., out_features). `kernel` has shape (C, out_features).
+
+    With `out_features=0` it is `torch.nn.Identity`, which is what `num_classes=0` makes of a network's head.
+    """
 
     out_features: int
     bias: bool = True
@@ -118,6 +121,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.out_features == 0:
+            return x
         kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.out_features), jnp.float32)
         y = x @ kernel.astype(x.dtype)
         if self.bias:

@@ -147,6 +147,11 @@ class GoogLeNet(nn.Module):
 
     aux_weight: ClassVar[float] = 0.3  # of each auxiliary loss, from the paper
 
+    @property
+    def has_aux(self) -> bool:
+        """A network without a head has no auxiliary heads either."""
+        return self.aux_logits and self.num_classes > 0
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array | GoogLeNetOutputs:
         conv = partial(ConvNormAct, norm_layer=self.norm_layer, kernel_init=kernel_init)
@@ -155,7 +160,7 @@ class GoogLeNet(nn.Module):
 
         def aux(x: jax.Array, name: str) -> jax.Array | None:
             # init makes the parameters of the heads in any mode.
-            if self.aux_logits and (train or self.is_initializing()):
+            if self.has_aux and (train or self.is_initializing()):
                 return InceptionAux(self.num_classes, self.dropout_aux, conv, name=name)(x, train)
             return None
 
@@ -169,7 +174,7 @@ class GoogLeNet(nn.Module):
         x, aux2, aux1 = inception_stages(x, train, block, aux, last_pool)
         x = Dropout(self.dropout, name='dropout')(global_avg_pool2d(x), train)
         logits = linear(self.num_classes, name='fc')(x)
-        return GoogLeNetOutputs(logits, aux2, aux1) if train and self.aux_logits else logits
+        return GoogLeNetOutputs(logits, aux2, aux1) if train and self.has_aux else logits
 
 
 VARIANTS = {'googlenet': partial(GoogLeNet)}

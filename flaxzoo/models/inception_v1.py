@@ -91,15 +91,20 @@ class InceptionV1(nn.Module):
 
     aux_weight: ClassVar[float] = 0.3  # of each auxiliary loss, from the paper
 
+    @property
+    def has_aux(self) -> bool:
+        """A network without a head has no auxiliary heads either."""
+        return self.aux_logits and self.num_classes > 0
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array | GoogLeNetOutputs:
         block: Callable[..., nn.Module] = partial(remat(Inception, self.remat), conv=ConvAct)
 
         def aux(x: jax.Array, name: str) -> jax.Array | None:
             head = partial(InceptionAux, self.num_classes, self.dropout_aux, name=name)
-            if self.aux_logits and train:
+            if self.has_aux and train:
                 return head()(x, train)
-            if self.aux_logits and self.is_initializing():
+            if self.has_aux and self.is_initializing():
                 # Parameters depend on the channels alone: init also takes images too small for the head.
                 head()(jnp.zeros((1, 14, 14, x.shape[-1]), x.dtype))
             return None
@@ -112,7 +117,7 @@ class InceptionV1(nn.Module):
         x, aux2, aux1 = inception_stages(x, train, block, aux, last_pool=pool)
         x = Dropout(self.dropout, name='dropout')(global_avg_pool2d(x), train)
         logits = classifier(self.num_classes, name='fc')(x)
-        return GoogLeNetOutputs(logits, aux2, aux1) if train and self.aux_logits else logits
+        return GoogLeNetOutputs(logits, aux2, aux1) if train and self.has_aux else logits
 
 
 VARIANTS = {'inception_v1': partial(InceptionV1)}

@@ -175,6 +175,11 @@ class Inception3(nn.Module):
 
     aux_weight: ClassVar[float] = 0.4  # of the auxiliary loss, as torchvision's training recipe
 
+    @property
+    def has_aux(self) -> bool:
+        """A network without a head has no auxiliary heads either."""
+        return self.aux_logits and self.num_classes > 0
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array | InceptionOutputs:
         conv = partial(ConvNormAct, norm_layer=self.norm_layer, kernel_init=kernel_init)
@@ -201,12 +206,12 @@ class Inception3(nn.Module):
         x = block(InceptionE)(conv, name='Mixed_7c')(x, train)
         x = Dropout(self.dropout, name='dropout')(adaptive_avg_pool2d(x, 1), train)
         logits = Linear(self.num_classes, kernel_init=kernel_init, name='fc')(flatten(x))
-        return InceptionOutputs(logits, aux) if train and self.aux_logits else logits
+        return InceptionOutputs(logits, aux) if train and self.has_aux else logits
 
     def _aux(self, x: jax.Array, train: bool, head: nn.Module) -> jax.Array | None:
-        if self.aux_logits and train:
+        if self.has_aux and train:
             return head(x, train)
-        if self.aux_logits and self.is_initializing():
+        if self.has_aux and self.is_initializing():
             # Parameters depend on the channels alone: init also takes images too small for the head.
             head(jnp.zeros((1, 17, 17, x.shape[-1]), x.dtype))
         return None

@@ -70,7 +70,8 @@ class SqueezeNet(nn.Module):
                 built += 1
             index += 1
         x = Dropout(self.dropout, name='classifier.0')(x, train)
-        x = conv(self.num_classes, 1, kernel_init=nn.initializers.normal(0.01), name='classifier.1')(x)
+        if self.num_classes:
+            x = conv(self.num_classes, 1, kernel_init=nn.initializers.normal(0.01), name='classifier.1')(x)
         return global_avg_pool2d(nn.relu(x))
 
 

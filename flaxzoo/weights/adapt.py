@@ -168,7 +168,7 @@ def _drop_switched_off(architecture: Architecture, extra: set[str], changes: Cha
     """Notes tensors of the file that the network would have without the fields that were asked for."""
     if not extra:
         return
-    asked = {key: value for key, value in architecture.fields.items() if key != 'num_classes'}
+    asked = {key: value for key, value in architecture.fields.items() if key != 'num_classes' or value == 0}
     if asked:
         standard = Architecture(architecture.name, {}, architecture.in_channels).shapes()
         words = ', '.join(f'{key}={value!r}' for key, value in asked.items())
