@@ -21,7 +21,7 @@ def build(name, channels=3, **fields):
         if path[-1].key in ('scale', 'var'):
             return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
         fan_in = max(1, int(np.prod(leaf.shape[:-1])))
-        return (rng.normal(size=leaf.shape) * (2 / fan_in) ** 0.5).astype(leaf.dtype)
+        return (rng.normal(size=leaf.shape) * fan_in**-0.5).astype(leaf.dtype)
 
     return model, jax.tree_util.tree_map_with_path(draw, shapes), x
 
