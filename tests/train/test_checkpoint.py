@@ -11,6 +11,9 @@ import pytest
 from train.checkpoint import CheckpointError, Checkpoints
 from train.state import TrainState, make_state
 
+# When one array cannot be read, orbax closes its event loop under the reads of the others, which complain about it.
+pytestmark = pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning')
+
 TX = optax.sgd(0.1, momentum=0.9)
 
 
@@ -110,8 +113,6 @@ DAMAGES = {
 }
 
 
-# When one array cannot be read, orbax closes its event loop under the reads of the others, which complain about it.
-@pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_newest_is_named_and_the_one_before_is_used(tmp_path: Path, damage):
     save(tmp_path, 1, 2, 3, scores={3: 0.9})

@@ -1,6 +1,7 @@
 """Every file in configs/: it loads, its network exists, and its docstring says how it is run and what was measured."""
 
 import ast
+import re
 from pathlib import Path
 
 import jax
@@ -30,4 +31,4 @@ def test_docstring_states_command_hardware_and_measurement(path: Path):
     text = ast.get_docstring(ast.parse(path.read_text()))
     assert f'python -m train --config configs/{path.name} ' in text
     assert 'Hardware: ' in text
-    assert 'easured' in text
+    assert 'easured' in text or re.search(r'accuracy .*\d %', text)
