@@ -2,7 +2,7 @@
 
     python -m benchmarks.residual_scaling --workdir runs/residual_scaling
 
-Trains `configs/residual_scaling.py` on the 1,434 training digits once for each form and seed, then draws the loss and
+Trains `configs/residual_scaling.py` on the 1,433 training digits once for each form and seed, then draws the loss and
 the accuracy over the steps; the training loss is a moving average of 9 steps. Runs that the work directory holds are
 continued or, if finished, only drawn.
 """
