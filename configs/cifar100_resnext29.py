@@ -10,24 +10,12 @@ Hardware: meant for one or more GPUs. Run time and accuracy were not measured.
 
 from ml_collections import ConfigDict
 
-from train.config import default_config
+from configs import cifar10_resnext29
 
 
 def get_config() -> ConfigDict:
-    """What differs from train/config.py."""
-    config = default_config()
-    config.model = 'resnext29_8x64d'
+    """What differs from cifar10_resnext29.py."""
+    config = cifar10_resnext29.get_config()
     config.dataset = 'tfds:cifar100'
-    config.num_workers = 2
     config.mean, config.std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-    config.crop, config.pad, config.flip = 'pad', 4, True
-    config.batch_size = 128
-    config.epochs = 300
-    config.learning_rate = 0.1
-    config.nesterov = True
-    config.weight_decay = 5e-4
-    config.decay_norm_and_bias = True
-    config.schedule = 'step'
-    config.step_epochs = (150, 225)
-    config.eval_every_epochs = 5.0
     return config
