@@ -18,6 +18,10 @@ Pair = tuple[int, int]
 # the four stages of ResNeXt-50 (forward plus backward; `python -m benchmarks.grouped_conv --widths`).
 MERGED_CHANNELS = 16
 
+# Each block is a convolution to compile. ResNeXt-101 64x4d with a block a group in its wide stages, 1,840 forward, took
+# more than 20 GiB to compile for training; with at most 32 it is 1,008, as many as 32x8d has.
+MAX_BLOCKS = 32
+
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> jax.Array:
     """Convolves `x: (N, H, W, C)` with `kernel: (kh, kw, C // groups, O)` of the same dtype, giving (N, H', W', O)."""
@@ -101,5 +105,6 @@ def _cpu_lowering(
 
 
 def _groups_a_block(groups: int, inputs: int, channels: int) -> int:
-    """The smallest number of groups that divides `groups` and gives a block at least `channels` channels."""
-    return next(m for m in range(1, groups + 1) if groups % m == 0 and (m * inputs >= channels or m == groups))
+    """The smallest divisor of `groups` that gives at most MAX_BLOCKS blocks of at least `channels` channels."""
+    divisors = [m for m in range(1, groups + 1) if groups % m == 0]
+    return next((m for m in divisors if m * inputs >= channels and groups // m <= MAX_BLOCKS), groups)

@@ -89,6 +89,14 @@ def test_merged_conv(case, channels):
     assert_equal_with_gradients(lowering, partial(native_conv, **arguments), x, kernel)
 
 
+def test_the_number_of_merged_blocks_is_bounded():
+    """Each is a convolution to compile; a wide network must not have thousands."""
+    x, kernel = jax.ShapeDtypeStruct((1, 7, 7, 2048), 'float32'), jax.ShapeDtypeStruct((3, 3, 32, 2048), 'float32')
+    arguments = {'stride': (1, 1), 'padding': (1, 1), 'dilation': (1, 1), 'groups': 64}
+    jaxpr = jax.make_jaxpr(partial(merged_conv, **arguments))(x, kernel)
+    assert str(jaxpr).count('conv_general_dilated[') == 32
+
+
 @settings(max_examples=12, deadline=None)
 @given(convolutions(outputs_a_group=1))
 def test_depthwise_conv(case):

@@ -1,0 +1,133 @@
+"""One network of one library in a process of its own, run once for every line it reads: see benchmarks/models.py.
+
+    python -m benchmarks.worker flaxzoo resnet50 infer 8 float32
+
+Prints a JSON line when it is ready, with the seconds of the first call, and one after each run, with the peak memory.
+A process each keeps the peak memory apart and lets no library's threads disturb the other's.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+NUM_CLASSES = 1000
+
+
+def batch_for(size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images (N, H, W, 3), float32, and labels (N,)."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(batch, size, size, 3)).astype(np.float32), rng.integers(NUM_CLASSES, size=batch)
+
+
+def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable[[], None], Callable[[], int]]:
+    """(a call that runs one batch to its end, bytes of memory at the peak)."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    import flaxzoo
+
+    model = flaxzoo.create(name)
+    images, labels = batch_for(model.image_size, batch)
+    x, y = jax.device_put(jnp.asarray(images, dtype)), jax.device_put(jnp.asarray(labels))
+    variables = jax.jit(model.init)(jax.random.key(0), x[:1].astype(jnp.float32))
+    tx = optax.sgd(0.01, momentum=0.9)
+
+    def loss(params, stats):
+        out, new = model.apply(
+            {'params': params, 'batch_stats': stats},
+            x,
+            train=True,
+            mutable=['batch_stats'],
+            rngs={'dropout': jax.random.key(1)},
+        )
+        heads = out if isinstance(out, tuple) else (out,)
+        losses = [optax.softmax_cross_entropy_with_integer_labels(h.astype(jnp.float32), y).mean() for h in heads]
+        return sum(losses), new.get('batch_stats', {})
+
+    def train(params, stats, opt_state):
+        grads, stats = jax.grad(loss, has_aux=True)(params, stats)
+        updates, opt_state = tx.update(grads, opt_state)
+        return optax.apply_updates(params, updates), stats, opt_state
+
+    if mode == 'infer':
+        apply = jax.jit(model.apply)
+
+        def run() -> None:
+            jax.block_until_ready(apply(variables, x))
+    else:
+        step = jax.jit(train, donate_argnums=(0, 1, 2))
+        state = [(variables['params'], variables.get('batch_stats', {}), tx.init(variables['params']))]
+
+        def run() -> None:
+            state[0] = jax.block_until_ready(step(*state[0]))
+
+    def peak() -> int:
+        stats = jax.devices()[0].memory_stats()
+        return stats['peak_bytes_in_use'] if stats else _peak_rss()
+
+    return run, peak
+
+
+def torch_step(
+    name: str, mode: str, batch: int, dtype: str, compiled: bool
+) -> tuple[Callable[[], None], Callable[[], int]]:
+    """The same by torch, channels last; half precision by autocast, as torch's users train."""
+    import torch
+
+    import flaxzoo
+    from tests import reference
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    images, labels = batch_for(flaxzoo.create(name).image_size, batch)
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(device, memory_format=torch.channels_last)
+    y = torch.from_numpy(labels).to(device)
+    module = reference.build(name).to(device, memory_format=torch.channels_last).train(mode == 'train')
+    optimizer = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9)
+    forward = torch.compile(module) if compiled else module
+    autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
+
+    def run() -> None:
+        if mode == 'infer':
+            with torch.inference_mode(), autocast:
+                forward(x)
+        else:
+            with autocast:
+                out = forward(x)
+                heads = out if isinstance(out, tuple) else (out,)
+                loss = sum(torch.nn.functional.cross_entropy(head, y) for head in heads)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+
+    return run, torch.cuda.max_memory_allocated if device == 'cuda' else _peak_rss
+
+
+def _peak_rss() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    library, name, mode, batch, dtype = sys.argv[1:]
+    if library == 'flaxzoo':
+        run, peak = flaxzoo_step(name, mode, int(batch), dtype)
+    else:
+        run, peak = torch_step(name, mode, int(batch), dtype, compiled=library == 'torch.compile')
+    start = time.perf_counter()
+    run()
+    print(json.dumps({'first_call_s': time.perf_counter() - start}), flush=True)
+    for _ in sys.stdin:
+        run()
+        print(json.dumps({'peak_bytes': peak()}), flush=True)
+
+
+if __name__ == '__main__':
+    main()
