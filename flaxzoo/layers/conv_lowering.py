@@ -19,7 +19,7 @@ Pair = tuple[int, int]
 MERGED_CHANNELS = 16
 
 # Each block is a convolution to compile. ResNeXt-101 64x4d with a block a group in its wide stages, 1,840 forward, took
-# more than 20 GiB to compile for training; with at most 32 it is 1,008, as many as 32x8d has.
+# some 19 GiB to compile for training; with at most 32 it is 1,008, as many as 32x8d has.
 MAX_BLOCKS = 32
 
 
