@@ -11,6 +11,8 @@ statistics and affine terms are randomised.
 import argparse
 import sys
 
+import jax
+
 import flaxzoo
 from benchmarks.timing import table
 from flaxzoo.analysis.parity import compare, randomise
@@ -44,6 +46,7 @@ def main() -> None:
     for name in flaxzoo.list_models(parser.parse_args().pattern):
         rows.append(row(name))
         print(*rows[-1], file=sys.stderr, flush=True)
+        jax.clear_caches()  # the largest networks take gigabytes to compile
     header = ['model', 'parameters', 'GMACs', 'evaluation, float64', 'training step, float64', 'evaluation, float32']
     print(table(header, rows))
 

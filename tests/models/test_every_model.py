@@ -9,6 +9,8 @@ import pytest
 import flaxzoo
 from tests.models.cases import ALL_MODELS, images, jit, labels, shapes
 
+pytestmark = pytest.mark.usefixtures('forget_compiled')
+
 
 def build(name, channels=3, **fields):
     """A network of 10 classes, its variables (drawn leaf by leaf: initialising eagerly takes longer) and images."""

@@ -10,6 +10,8 @@ from flaxzoo.analysis.parity import compare, randomise
 from tests import reference
 from tests.models.cases import ALL_MODELS, images, labels
 
+pytestmark = pytest.mark.usefixtures('forget_compiled')
+
 
 @pytest.mark.parametrize('name', ALL_MODELS)
 def test_evaluation(name):
