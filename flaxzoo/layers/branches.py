@@ -20,12 +20,18 @@ class Branches(nn.Module):
 
     Attributes:
       branches: {name: layers}, the layers of a branch one after another. A module is called `name.i` by its place in
-        the branch, as in a torch Sequential, or just `name` if it is alone.
+        the branch, as in a torch Sequential, or just `name` if it is alone. Kept as pairs: flax hands a mapping on
+        with its keys sorted under `nn.remat`, and the order of the branches is the order of the channels.
       norm_layer: given to every module.
     """
 
-    branches: Mapping[str, Sequence[Layer]]
+    branches: Mapping[str, Sequence[Layer]] | Sequence[tuple[str, Sequence[Layer]]]
     norm_layer: NormLayer = BatchNorm
+
+    def __post_init__(self) -> None:
+        if isinstance(self.branches, Mapping):
+            self.branches = tuple(self.branches.items())
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -33,10 +39,9 @@ class Branches(nn.Module):
 
     def concatenate(self, x: jax.Array, train: bool) -> jax.Array:
         """The branches of `x` side by side, for blocks that do more with them."""
-        return jnp.concatenate([self._run(name, x, train) for name in self.branches], axis=-1)
+        return jnp.concatenate([self._run(name, layers, x, train) for name, layers in self.branches], axis=-1)
 
-    def _run(self, branch: str, x: jax.Array, train: bool) -> jax.Array:
-        layers = self.branches[branch]
+    def _run(self, branch: str, layers: Sequence[Layer], x: jax.Array, train: bool) -> jax.Array:
         for i, layer in enumerate(layers):
             if isinstance(layer, partial):
                 name = f'{branch}.{i}' if len(layers) > 1 else branch
