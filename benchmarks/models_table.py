@@ -1,6 +1,6 @@
 """Every registered network: parameters, multiply-adds and the measured difference from its torch reference.
 
-    python -m benchmarks.models_table                 # all, about half an hour on 2 cores
+    python -m benchmarks.models_table                 # all; the largest take 13 GiB to compile
     python -m benchmarks.models_table 'resne*'
 
 The error is the largest relative difference, max|a - b| / max|b| of a tensor, over the outputs of all modules, and for
