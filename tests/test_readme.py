@@ -4,7 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-import flaxzoo
+from tests.models.test_names import COUNTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -37,6 +37,6 @@ def test_the_commands_pictures_and_configs_exist():
         assert f'\n{target}:' in makefile, target
 
 
-def test_the_table_has_every_network():
-    rows = dict(re.findall(r'^\| `(\w+)` \| ([\d,]+) \|', README, re.MULTILINE))
-    assert sorted(rows) == sorted(flaxzoo.list_models())
+def test_the_table_has_every_network_and_its_parameters():
+    rows = re.findall(r'^\| `(\w+)` \| ([\d,]+) \|', README, re.MULTILINE)
+    assert {name: int(count.replace(',', '')) for name, count in rows} == COUNTS
