@@ -15,11 +15,12 @@ import jax
 import numpy as np
 
 from benchmarks.timing import interleave, table
-from flaxzoo.layers.conv_lowering import conv2d, merged_conv, native_conv
+from flaxzoo.layers.conv_lowering import Geometry, merged_conv, native_conv
+from flaxzoo.layers.conv_primitive import conv2d
 
 STAGES = ((128, 56), (256, 28), (512, 14), (1024, 7))
 GROUPS = 32
-GEOMETRY = {'stride': (1, 1), 'padding': (1, 1), 'dilation': (1, 1), 'groups': GROUPS}
+GEOMETRY = Geometry(padding=(1, 1), groups=GROUPS)
 
 
 def calls_for(conv, x: np.ndarray, kernel: np.ndarray) -> dict:
@@ -82,14 +83,14 @@ def main() -> None:
     if args.widths:
         widths = (64, 32, 8, 16)
         contenders = {
-            f'{width} channels': partial(calls_for, partial(merged_conv, **GEOMETRY, channels=width))
+            f'{width} channels': partial(calls_for, partial(merged_conv, geometry=GEOMETRY, channels=width))
             for width in widths
         }
         last = '64 / 16'
     else:
         contenders = {
-            'native': partial(calls_for, partial(native_conv, **GEOMETRY)),
-            'flaxzoo': partial(calls_for, partial(conv2d, **GEOMETRY)),
+            'native': partial(calls_for, partial(native_conv, geometry=GEOMETRY)),
+            'flaxzoo': partial(calls_for, partial(conv2d, geometry=GEOMETRY)),
         }
         last = 'native / flaxzoo'
     if not args.no_torch:

@@ -38,7 +38,7 @@ def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable
     variables = jax.jit(model.init)(jax.random.key(0), x[:1].astype(jnp.float32))
     tx = optax.sgd(0.01, momentum=0.9)
 
-    def loss(params, stats):
+    def loss(params, stats, x, y):
         out, new = model.apply(
             {'params': params, 'batch_stats': stats},
             x,
@@ -50,8 +50,8 @@ def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable
         losses = [optax.softmax_cross_entropy_with_integer_labels(h.astype(jnp.float32), y).mean() for h in heads]
         return sum(losses), new.get('batch_stats', {})
 
-    def train(params, stats, opt_state):
-        grads, stats = jax.grad(loss, has_aux=True)(params, stats)
+    def train(params, stats, opt_state, x, y):
+        grads, stats = jax.grad(loss, has_aux=True)(params, stats, x, y)
         updates, opt_state = tx.update(grads, opt_state)
         return optax.apply_updates(params, updates), stats, opt_state
 
@@ -65,7 +65,7 @@ def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable
         state = [(variables['params'], variables.get('batch_stats', {}), tx.init(variables['params']))]
 
         def run() -> None:
-            state[0] = jax.block_until_ready(step(*state[0]))
+            state[0] = jax.block_until_ready(step(*state[0], x, y))
 
     def peak() -> int:
         stats = jax.devices()[0].memory_stats()

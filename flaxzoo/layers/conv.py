@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxzoo.layers.conv_lowering import conv2d
+from flaxzoo.layers.conv_lowering import Geometry
+from flaxzoo.layers.conv_primitive import conv2d
 
 IntOrPair = int | Sequence[int]
 
@@ -66,14 +67,8 @@ class Conv2d(nn.Module):
         self._check(x, reach)
         shape = (*kernel_size, x.shape[-1] // self.groups, self.out_channels)
         kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
-        y = conv2d(
-            x,
-            kernel.astype(x.dtype),
-            stride=pair(self.stride, 'stride'),
-            padding=padding,
-            dilation=dilation,
-            groups=self.groups,
-        )
+        geometry = Geometry(pair(self.stride, 'stride'), padding, dilation, self.groups)
+        y = conv2d(x, kernel.astype(x.dtype), geometry)
         if self.bias:
             init = self.bias_init or torch_bias(shape[0] * shape[1] * shape[2])
             y = y + self.param('bias', init, (self.out_channels,), jnp.float32).astype(x.dtype)

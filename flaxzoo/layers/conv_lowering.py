@@ -1,12 +1,12 @@
-"""One convolution, several lowerings of the same mathematics; this file alone chooses between them.
+"""One convolution and its gradients, several lowerings of the same mathematics; this file alone chooses between them.
 
-GPUs and TPUs always get XLA's native convolution. XLA's CPU backend is slow where the others are not: it lowers the
-weight gradient of a grouped convolution to a dense convolution that multiplies zeros, and a 1x1 convolution is faster
-there as a matrix product. `python -m benchmarks.grouped_conv` prints what the choice is worth.
+`conv_primitive.py` gives GPUs and TPUs XLA's native convolution, and the CPU what is chosen here: XLA's CPU backend
+lowers the kernel gradient of a grouped convolution to a dense convolution that multiplies zeros, is faster at matrix
+products than at 1x1 convolutions, and slow at kernel gradients over large images. `python -m benchmarks.grouped_conv`
+and `python -m benchmarks.levers` print what the choices are worth.
 """
 
-from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,71 +14,90 @@ from jax import lax
 
 Pair = tuple[int, int]
 
+
+class Geometry(NamedTuple):
+    """What torch's convolution is told besides its arrays; padding is symmetric."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+
 # Channels of one dense block when narrow groups are merged for the CPU. 16 was the fastest of 8, 16, 32 and 64 over
 # the four stages of ResNeXt-50 (forward plus backward; `python -m benchmarks.grouped_conv --widths`).
 MERGED_CHANNELS = 16
 
-# Each block is a convolution to compile. ResNeXt-101 64x4d with a block a group in its wide stages, 1,840 forward, took
-# some 19 GiB to compile for training; with at most 32 it is 1,008, as many as 32x8d has.
-MAX_BLOCKS = 32
+# Each block is a convolution to compile, three with the gradients, and a loop over them is ten times slower. With at
+# most 16 a training step of ResNeXt-50 compiles in about half the time that it takes with 32, and runs as fast.
+MAX_BLOCKS = 16
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, *, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> jax.Array:
-    """Convolves `x: (N, H, W, C)` with `kernel: (kh, kw, C // groups, O)` of the same dtype, giving (N, H', W', O)."""
-    native = partial(native_conv, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    cpu = _cpu_lowering(x, kernel, stride, padding, dilation, groups)
-    if cpu is None:
-        return native(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=native)
-
-
-def native_conv(
-    x: jax.Array, kernel: jax.Array, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> jax.Array:
+def native_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=stride,
-        padding=[(p, p) for p in padding],
-        rhs_dilation=dilation,
+        window_strides=geometry.stride,
+        padding=[(p, p) for p in geometry.padding],
+        rhs_dilation=geometry.dilation,
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=groups,
+        feature_group_count=geometry.groups,
     )
 
 
-def pointwise_conv(x: jax.Array, kernel: jax.Array, *, stride: Pair) -> jax.Array:
-    """A 1x1 convolution without padding as a matrix product."""
-    return x[:, :: stride[0], :: stride[1]] @ kernel[0, 0]
-
-
-def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: Pair, padding: Pair, dilation: Pair) -> jax.Array:
-    """A depthwise convolution as a sum of shifted products, one a tap."""
-    x = jnp.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
-    spans = [(k - 1) * d for k, d in zip(kernel.shape[:2], dilation, strict=True)]
-    ends = [size - span for size, span in zip(x.shape[1:3], spans, strict=True)]
-    total = 0
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
-            top, left = i * dilation[0], j * dilation[1]
-            window = x[:, top : top + ends[0] : stride[0], left : left + ends[1] : stride[1]]
-            total = total + window * kernel[i, j, 0]
-    return total
-
-
-def merged_conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    *,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    channels: int = MERGED_CHANNELS,
+def native_input_gradient(
+    cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
+    """The gradient with respect to an x that is like `like`."""
+    return _input_gradient_of(native_conv, cotangent, kernel, like, geometry)
+
+
+def native_kernel_gradient(
+    x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
+) -> jax.Array:
+    """The gradient with respect to a kernel that is like `like`."""
+    return _kernel_gradient_of(native_conv, x, cotangent, like, geometry)
+
+
+def conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """The convolution for the CPU."""
+    return _forward(kernel.shape, geometry)(x, kernel, geometry=geometry)
+
+
+def input_gradient(
+    cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
+) -> jax.Array:
+    """Its gradient with respect to x for the CPU."""
+    return _input_gradient_of(_forward(kernel.shape, geometry), cotangent, kernel, like, geometry)
+
+
+def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry) -> jax.Array:
+    """Its gradient with respect to the kernel for the CPU."""
+    forward = _forward(like.shape, geometry)
+    # The products over a batch of explicit sharding would need to be told where to sum; that is left to jax.
+    sharded = any(jax.typeof(x).sharding.spec)
+    if not sharded and (forward is pointwise_conv or _taps_are_faster(forward, like.shape, cotangent.shape)):
+        return tap_kernel_gradient(x, cotangent, like=like, geometry=geometry)
+    return _kernel_gradient_of(forward, x, cotangent, like, geometry)
+
+
+def pointwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A 1x1 convolution without padding as a matrix product."""
+    return x[:, :: geometry.stride[0], :: geometry.stride[1]] @ kernel[0, 0]
+
+
+def depthwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A depthwise convolution as a sum of shifted products, one a tap."""
+    taps = zip(_windows(x, kernel.shape, geometry), kernel.reshape(-1, kernel.shape[-1]), strict=True)
+    return sum(window * weight for window, weight in taps)
+
+
+def merged_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, channels: int = MERGED_CHANNELS) -> jax.Array:
     """A grouped convolution as dense ones over blocks of groups that together have about `channels` channels.
 
     The kernel of a block is block-diagonal: one block of the diagonal a group, zeros elsewhere.
     """
+    groups = geometry.groups
     merge = _groups_a_block(groups, kernel.shape[2], channels)
     blocks = groups // merge
     height, width, inputs, outputs = kernel.shape
@@ -87,21 +106,61 @@ def merged_conv(
     eye = jnp.eye(merge, dtype=kernel.dtype)
     dense = jnp.einsum('hwibmo,nm->bhwnimo', split, eye)
     dense = dense.reshape(blocks, height, width, merge * inputs, merge * outputs // groups)
-    conv = partial(native_conv, stride=stride, padding=padding, dilation=dilation, groups=1)
-    return jnp.concatenate([conv(part, dense[b]) for b, part in enumerate(jnp.split(x, blocks, -1))], -1)
+    dense_geometry = geometry._replace(groups=1)
+    parts = [native_conv(part, dense[b], geometry=dense_geometry) for b, part in enumerate(jnp.split(x, blocks, -1))]
+    return jnp.concatenate(parts, -1)
 
 
-def _cpu_lowering(
-    x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Callable | None:
-    """The lowering for the CPU, or None where the native one is best."""
+def tap_kernel_gradient(
+    x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
+) -> jax.Array:
+    """The kernel gradient of a dense convolution as matrix products, one a tap, summed over all pixels."""
+    shape = like.shape
+    y = cotangent.reshape(-1, shape[3])
+    taps = []
+    for window in _windows(x, shape, geometry):
+        rows = window.reshape(-1, shape[2])
+        # The first factor gets transposed in memory, so it is the narrower one.
+        taps.append(rows.T @ y if shape[2] <= shape[3] else (y.T @ rows).T)
+    return jnp.stack(taps).reshape(shape)
+
+
+def _forward(kernel_shape: tuple[int, ...], geometry: Geometry):
+    """The function of this module that computes such a convolution fastest on the CPU."""
+    groups = geometry.groups
     if groups == 1:
-        if kernel.shape[:2] == (1, 1) and padding == (0, 0):
-            return partial(pointwise_conv, stride=stride)
-        return None
-    if groups == x.shape[-1] == kernel.shape[-1]:
-        return partial(depthwise_conv, stride=stride, padding=padding, dilation=dilation)
-    return partial(merged_conv, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        return pointwise_conv if kernel_shape[:2] == (1, 1) and geometry.padding == (0, 0) else native_conv
+    return depthwise_conv if kernel_shape[2] == 1 and kernel_shape[3] == groups else merged_conv
+
+
+def _taps_are_faster(forward, kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, ...]) -> bool:
+    """As `benchmarks.levers` shows: up to 3 times over large images, no gain over 14x14, a loss for 5x5 and 7x7."""
+    return (
+        forward is native_conv
+        and kernel_shape[0] * kernel_shape[1] <= 9
+        and cotangent_shape[1] * cotangent_shape[2] >= 200
+    )
+
+
+def _input_gradient_of(forward, cotangent, kernel, like, geometry):
+    return jax.linear_transpose(lambda x: forward(x, kernel, geometry=geometry), like)(cotangent)[0]
+
+
+def _kernel_gradient_of(forward, x, cotangent, like, geometry):
+    return jax.linear_transpose(lambda kernel: forward(x, kernel, geometry=geometry), like)(cotangent)[0]
+
+
+def _windows(x: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> list[jax.Array]:
+    """For each tap of the kernel, row by row, the pixels of `x` that it meets: (N, H', W', C)."""
+    x = jnp.pad(x, ((0, 0), *((p, p) for p in geometry.padding), (0, 0)))
+    steps = list(zip(kernel_shape[:2], geometry.dilation, geometry.stride, strict=True))
+    ends = [size - (k - 1) * d for size, (k, d, _) in zip(x.shape[1:3], steps, strict=True)]
+    (rows, down, stride), (columns, right, stride_right) = steps
+    return [
+        x[:, i * down : i * down + ends[0] : stride, j * right : j * right + ends[1] : stride_right]
+        for i in range(rows)
+        for j in range(columns)
+    ]
 
 
 def _groups_a_block(groups: int, inputs: int, channels: int) -> int:

@@ -9,9 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from flaxzoo.layers import Conv2d, Linear
-from flaxzoo.layers.conv_lowering import depthwise_conv, merged_conv, native_conv, pointwise_conv
+from flaxzoo.layers.conv_lowering import (
+    Geometry,
+    depthwise_conv,
+    merged_conv,
+    native_conv,
+    pointwise_conv,
+    tap_kernel_gradient,
+)
+from flaxzoo.layers.conv_primitive import conv2d
 
 
 def relative(a, b):
@@ -58,60 +67,140 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
 @st.composite
-def convolutions(draw, groups=None, kernel=None, outputs_a_group=None):
-    """(x shape, kernel shape, arguments of native_conv) of a random convolution that has an output."""
+def convolutions(draw, groups=None, kernel=None, outputs_a_group=None, padding=None):
+    """(x shape, kernel shape, Geometry) of a random convolution that has an output."""
     groups = groups or draw(st.sampled_from([2, 3, 4, 6]))
     inputs, outputs = draw(st.integers(1, 4)), outputs_a_group or draw(st.integers(1, 3))
     kernel = kernel or draw(pairs)
     stride, dilation = draw(pairs), draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
-    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    padding = padding or draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
     size = [draw(st.integers((k - 1) * d + 1, 9)) for k, d in zip(kernel, dilation, strict=True)]
-    arguments = {'stride': stride, 'padding': padding, 'dilation': dilation, 'groups': groups}
-    return (draw(st.integers(1, 2)), *size, inputs * groups), (*kernel, inputs, outputs * groups), arguments
+    geometry = Geometry(stride, padding, dilation, groups)
+    return (draw(st.integers(1, 2)), *size, inputs * groups), (*kernel, inputs, outputs * groups), geometry
 
 
-def assert_equal_with_gradients(lowering, native, x_shape, kernel_shape):
+def arrays(*shapes):
     rng = np.random.default_rng(0)
-    x, kernel = jnp.asarray(rng.normal(size=x_shape)), jnp.asarray(rng.normal(size=kernel_shape))
-    expected, pull = jax.vjp(native, x, kernel)
-    value, pull_lowered = jax.vjp(lowering, x, kernel)
-    cotangent = jnp.asarray(rng.normal(size=expected.shape))
-    assert value.shape == expected.shape
-    for ours, theirs in zip((value, *pull_lowered(cotangent)), (expected, *pull(cotangent)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+    return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+
+
+def assert_equal(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+def value_and_gradients(conv, x, kernel):
+    """The value and both gradients for a cotangent that depends on the value, so that nothing is linear."""
+    value, pull = jax.vjp(conv, x, kernel)
+    return value, pull(jnp.cos(value))
+
+
+def assert_equal_with_gradients(lowering, x_shape, kernel_shape, geometry):
+    x, kernel = arrays(x_shape, kernel_shape)
+    native = partial(native_conv, geometry=geometry)
+    assert_equal(value_and_gradients(lowering, x, kernel), value_and_gradients(native, x, kernel))
 
 
 @settings(max_examples=12, deadline=None)
 @given(convolutions(), st.sampled_from([1, 3, 6, 16]))
 def test_merged_conv(case, channels):
-    x, kernel, arguments = case
-    lowering = partial(merged_conv, **arguments, channels=channels)
-    assert_equal_with_gradients(lowering, partial(native_conv, **arguments), x, kernel)
+    assert_equal_with_gradients(partial(merged_conv, geometry=case[2], channels=channels), *case)
 
 
 def test_the_number_of_merged_blocks_is_bounded():
     """Each is a convolution to compile; a wide network must not have thousands."""
     x, kernel = jax.ShapeDtypeStruct((1, 7, 7, 2048), 'float32'), jax.ShapeDtypeStruct((3, 3, 32, 2048), 'float32')
-    arguments = {'stride': (1, 1), 'padding': (1, 1), 'dilation': (1, 1), 'groups': 64}
-    jaxpr = jax.make_jaxpr(partial(merged_conv, **arguments))(x, kernel)
-    assert str(jaxpr).count('conv_general_dilated[') == 32
+    jaxpr = jax.make_jaxpr(partial(merged_conv, geometry=Geometry(padding=(1, 1), groups=64)))(x, kernel)
+    assert str(jaxpr).count('conv_general_dilated[') == 16
 
 
 @settings(max_examples=12, deadline=None)
 @given(convolutions(outputs_a_group=1))
 def test_depthwise_conv(case):
-    (*image, channels), (*taps, _, _), arguments = case
-    native = partial(native_conv, **{**arguments, 'groups': channels})
-    lowering = partial(depthwise_conv, **{k: v for k, v in arguments.items() if k != 'groups'})
-    assert_equal_with_gradients(lowering, native, (*image, channels), (*taps, 1, channels))
+    (*image, channels), (*taps, _, _), geometry = case
+    geometry = geometry._replace(groups=channels)
+    lowering = partial(depthwise_conv, geometry=geometry)
+    assert_equal_with_gradients(lowering, (*image, channels), (*taps, 1, channels), geometry)
 
 
 @settings(max_examples=10, deadline=None)
-@given(convolutions(groups=1, kernel=(1, 1)))
+@given(convolutions(groups=1, kernel=(1, 1), padding=(0, 0)))
 def test_pointwise_conv(case):
-    x, kernel, arguments = case
-    native = partial(native_conv, **{**arguments, 'padding': (0, 0)})
-    assert_equal_with_gradients(partial(pointwise_conv, stride=arguments['stride']), native, x, kernel)
+    assert_equal_with_gradients(partial(pointwise_conv, geometry=case[2]), *case)
+
+
+@settings(max_examples=15, deadline=None)
+@given(convolutions(groups=1))
+def test_tap_kernel_gradient(case):
+    x_shape, kernel_shape, geometry = case
+    x, kernel = arrays(x_shape, kernel_shape)
+    value, pull = jax.vjp(lambda kernel: native_conv(x, kernel, geometry=geometry), kernel)
+    assert_equal(tap_kernel_gradient(x, value, like=jax.typeof(kernel), geometry=geometry), *pull(value))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.one_of(convolutions(), convolutions(groups=1), convolutions(groups=1, kernel=(1, 1), padding=(0, 0))))
+def test_the_chosen_lowering(case):
+    assert_equal_with_gradients(partial(conv2d, geometry=case[2]), *case)
+
+
+def test_the_chosen_lowering_over_a_large_image():
+    """Where kernel gradients are products a tap."""
+    geometry = Geometry(stride=(2, 1), padding=(1, 1))
+    assert_equal_with_gradients(partial(conv2d, geometry=geometry), (2, 31, 17, 3), (3, 3, 3, 4), geometry)
+
+
+CASES = {
+    'dense': ((2, 9, 8, 3), (3, 3, 3, 5), Geometry(padding=(1, 1))),
+    'pointwise': ((2, 9, 8, 3), (1, 1, 3, 5), Geometry(stride=(2, 2))),
+    'grouped': ((2, 9, 8, 8), (3, 3, 2, 12), Geometry((2, 1), (1, 1), (1, 2), 4)),
+    'depthwise': ((2, 9, 8, 8), (3, 3, 1, 8), Geometry((2, 2), (1, 1), (1, 1), 8)),
+}
+
+
+def _gradients(conv):
+    return jax.grad(lambda x, kernel: (conv(x, kernel) ** 3).sum(), (0, 1))
+
+
+def _over_two_devices(function, in_specs, out_specs):
+    mesh = jax.make_mesh((2,), ('batch',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+
+
+TRANSFORMATIONS = {
+    'forward mode': lambda conv, x, k: jax.jvp(conv, (x, k), (jnp.sin(x), jnp.sin(k))),
+    'forward over reverse': lambda conv, x, k: jax.jvp(_gradients(conv), (x, k), (jnp.sin(x), jnp.sin(k))),
+    'reverse over reverse': lambda conv, x, k: _gradients(
+        lambda x, k: jnp.hstack([g.ravel() for g in _gradients(conv)(x, k)])
+    )(x, k),
+    'gradients of each image': lambda conv, x, k: jax.vmap(_gradients(conv), (0, None))(x[:, None], k),
+    'several kernels': lambda conv, x, k: _gradients(jax.vmap(conv, (None, 0)))(x, jnp.stack([k, 2 * k])),
+    'remat': lambda conv, x, k: _gradients(jax.checkpoint(conv))(x, k),
+    'shard_map, gradient of the kernel': lambda conv, x, k: _over_two_devices(
+        lambda x, k: _gradients(conv)(x, k)[1], (P('batch'), P()), P()
+    )(x, k),
+    'shard_map, gradient of the image': lambda conv, x, k: _over_two_devices(
+        lambda x, k: _gradients(conv)(x, k)[0], (P('batch'), P()), P('batch')
+    )(x, k),
+    'explicit sharding': lambda conv, x, k: _explicitly_sharded(_gradients(conv), x, k),
+}
+
+
+def _explicitly_sharded(function, x, kernel):
+    mesh = jax.make_mesh((2,), ('batch',), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        return jax.jit(function)(jax.reshard(x, P('batch')), jax.reshard(kernel, P()))
+
+
+@pytest.mark.parametrize('transformation', TRANSFORMATIONS)
+@pytest.mark.parametrize('case', CASES)
+def test_every_transformation_of_jax(case, transformation):
+    x_shape, kernel_shape, geometry = CASES[case]
+    x, kernel = arrays(x_shape, kernel_shape)
+    transform = TRANSFORMATIONS[transformation]
+    ours, theirs = partial(conv2d, geometry=geometry), partial(native_conv, geometry=geometry)
+    assert_equal(transform(ours, x, kernel), transform(theirs, x, kernel))
 
 
 @pytest.mark.parametrize('fields', [{'groups': 4}, {'groups': 8}, {'kernel_size': 1, 'padding': 0}])

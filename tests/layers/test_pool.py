@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flaxzoo.layers import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_pool2d, max_pool2d
+from flaxzoo.layers.pool import _windows, native_max_pool, select_first_maximum, separable_max_pool
 
 
 @st.composite
@@ -48,6 +49,36 @@ def test_max_pool2d(case):
     # ReLU leaves many equal zeros in a window: the gradient goes to the first of them.
     x = np.maximum(np.random.default_rng(0).normal(size=shape), 0)
     assert_like_torch(lambda a: max_pool2d(a, **fields), lambda a: F.max_pool2d(a, **fields), x)
+
+
+@settings(max_examples=20, deadline=None)
+@given(windows())
+def test_the_lowerings_of_max_pool_are_equal(case):
+    """What the CPU computes, which the tests above compare with torch, and what GPUs and TPUs do."""
+    shape, fields = case
+    with jax.enable_x64(True):
+        x, tangent = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)))
+        x = jnp.maximum(x, 0)
+        geometry = _windows(shape, *(fields[name] for name in ('kernel_size', 'stride', 'padding', 'ceil_mode')))
+        y, dy = jax.jvp(lambda x: native_max_pool(x, geometry), (x,), (tangent,))
+        np.testing.assert_array_equal(separable_max_pool(x, geometry), y)
+        np.testing.assert_array_equal(select_first_maximum(tangent, x, y, geometry), dy)
+
+
+def test_max_pool2d_in_forward_mode_and_to_second_order():
+    with jax.enable_x64(True):
+        x = jnp.maximum(jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 7, 3))), 0)
+
+        def ours(x):
+            return (max_pool2d(x, 3, stride=2, padding=1) ** 3).sum()
+
+        geometry = _windows(x.shape, 3, 2, 1, False)
+
+        def native(x):
+            return (native_max_pool(x, geometry) ** 3).sum()
+
+        for transform in (jax.grad, lambda f: lambda x: jax.jvp(f, (x,), (jnp.sin(x),))[1], jax.hessian):
+            np.testing.assert_allclose(transform(ours)(x), transform(native)(x), rtol=1e-12, atol=1e-13)
 
 
 @settings(max_examples=20, deadline=None)

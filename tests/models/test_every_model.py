@@ -72,7 +72,7 @@ def test_bfloat16_images_are_computed_in_bfloat16(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes(name))} == {np.dtype('float32')}
     jaxpr = jax.make_jaxpr(flaxzoo.create(name).apply)(shapes(name), x)
     assert jaxpr.out_avals[0].dtype == jnp.bfloat16
-    products = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name in ('conv_general_dilated', 'dot_general')]
+    products = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name in ('conv2d', 'dot_general')]
     assert products
     assert {v.aval.dtype for e in products for v in e.invars} == {np.dtype(jnp.bfloat16)}
 
