@@ -10,44 +10,22 @@ ratio of the medians to torch's eager one, seconds of the first call (compilatio
 
 import argparse
 import csv
-import json
 import os
-import subprocess
 import sys
 from dataclasses import astuple, dataclass, fields
 
 from benchmarks.timing import Timing, interleave, table
+from benchmarks.workers import Worker
 
 LIBRARIES = ('flaxzoo', 'torch', 'torch.compile')
 
 
-class Worker:
+def start(library: str, name: str, args: argparse.Namespace) -> Worker:
     """A process that runs one batch at each call."""
-
-    def __init__(self, library: str, name: str, args: argparse.Namespace) -> None:
-        platform = {'cpu': 'cpu', 'gpu': 'cuda'}[args.device]
-        hidden = {'CUDA_VISIBLE_DEVICES': ''} if args.device == 'cpu' else {}
-        env = {**os.environ, 'JAX_PLATFORMS': platform, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **hidden}
-        command = [sys.executable, '-m', 'benchmarks.worker', library, name, args.mode, str(args.batch), args.dtype]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=env
-        )
-        self.first_call_s: float = self._answer()['first_call_s']
-        self.peak_bytes = 0
-
-    def run(self) -> None:
-        self.process.stdin.write('\n')
-        self.peak_bytes = self._answer()['peak_bytes']
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _answer(self) -> dict:
-        for line in self.process.stdout:
-            if line.startswith('{'):
-                return json.loads(line)
-        raise RuntimeError(f'{" ".join(self.process.args)} ended with status {self.process.wait()}')
+    platform = {'cpu': 'cpu', 'gpu': 'cuda'}[args.device]
+    hidden = {'CUDA_VISIBLE_DEVICES': ''} if args.device == 'cpu' else {}
+    env = {**os.environ, 'JAX_PLATFORMS': platform, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **hidden}
+    return Worker(['benchmarks.worker', library, name, args.mode, str(args.batch), args.dtype], env=env)
 
 
 @dataclass(frozen=True)
@@ -68,7 +46,7 @@ class Result:
 
 
 def measure(name: str, args: argparse.Namespace) -> list[Result]:
-    workers = {library: Worker(library, name, args) for library in args.libraries}
+    workers = {library: start(library, name, args) for library in args.libraries}
     try:
         times = interleave({library: worker.run for library, worker in workers.items()}, args.runs)
     finally:
