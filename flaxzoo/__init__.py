@@ -5,6 +5,7 @@ from flaxzoo.transforms import transforms
 from flaxzoo.weights.convert import ConversionError, from_torch, to_torch
 from flaxzoo.weights.errors import DownloadError, WeightsError
 from flaxzoo.weights.files import read_weights
+from flaxzoo.weights.fold import fold_batch_norm
 from flaxzoo.weights.load import load, load_with_report
 from flaxzoo.weights.save import save
 
@@ -13,6 +14,7 @@ __all__ = [
     'DownloadError',
     'WeightsError',
     'create',
+    'fold_batch_norm',
     'from_torch',
     'list_models',
     'load',

@@ -1,5 +1,6 @@
 """`create` and `list_models`: names, wildcards, order, and what a mistake is told."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -65,3 +66,8 @@ def test_fields_that_do_not_fit_together():
         jax.eval_shape(flaxzoo.create('resnet18', groups=2).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     with pytest.raises(ValueError, match='replace_stride_with_dilation needs one value'):
         flaxzoo.create('resnet18', replace_stride_with_dilation=(True,))
+
+
+def test_list_models_builds_no_network(monkeypatch):
+    monkeypatch.setattr(nn.Module, '__post_init__', lambda module: pytest.fail(f'built a {type(module).__name__}'))
+    assert flaxzoo.list_models()

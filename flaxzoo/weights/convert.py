@@ -79,7 +79,8 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     num_batches_tracked, which torch itself adds to old checkpoints, is left out.
 
     Raises:
-      ConversionError: a collection other than 'params' and 'batch_stats', or two leaves with one torch name.
+      ConversionError: a collection other than 'params' and 'batch_stats', two leaves with one torch name, or folded
+        batch norms.
     """
     return {
         key: np.array(_transpose(path, np.asarray(leaf), to_torch=True), order='C')  # a copy that may be written to
@@ -102,6 +103,8 @@ def torch_names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...]
     names: dict[str, tuple[tuple[str, ...], Any]] = {}
     for path, leaf in flatten_dict(dict(variables)).items():
         *modules, last = path[1:]
+        if last == 'folded_bias':
+            raise ConversionError(f'{"/".join(path)}: folded batch norms have no torch names; convert the original')
         key = '.'.join([*modules, RENAMED.get(last, last)])
         if key in names:
             raise ConversionError(f'{"/".join(path)} and {"/".join(names[key][0])} both have the name {key}')

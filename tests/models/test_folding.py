@@ -1,0 +1,68 @@
+"""Folding the batch norms of every registered network: which are folded, and that the network stays the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import flaxzoo
+from flaxzoo.weights.convert import template
+from tests.models.cases import FAST, images, jit, shapes
+
+pytestmark = pytest.mark.usefixtures('forget_compiled')
+
+NORMALISED = [name for name in flaxzoo.list_models() if 'batch_stats' in shapes(name)]
+# What stays: the norms of auxiliary heads, which evaluation does not run, and one that follows a linear layer.
+LEFT = {
+    'googlenet': {'aux1.conv.bn', 'aux2.conv.bn'},
+    'inception_v3': {'AuxLogits.conv0.bn', 'AuxLogits.conv1.bn'},
+    'inception_resnet_v1': {'last_bn'},
+}
+
+
+def draw(leaves, seed=0, dtype=np.float32):
+    """Random values for shapes: positive scales and variances, none of the others zero."""
+    rng = np.random.default_rng(seed)
+
+    def value(path, leaf):
+        if path[-1].key in ('scale', 'var'):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(dtype)
+        return (rng.normal(size=leaf.shape) * max(1, np.prod(leaf.shape[:-1])) ** -0.5).astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(value, leaves)
+
+
+def norms(variables):
+    return {'.'.join(path[:-1]) for path in flatten_dict(variables.get('batch_stats', {}))}
+
+
+@pytest.mark.parametrize(
+    ('name', 'remat'), [(n, False) for n in NORMALISED] + [(n, True) for n in NORMALISED if n in FAST]
+)
+def test_every_norm_after_a_convolution_is_folded(name, remat):
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes(name))
+    folded = flaxzoo.fold_batch_norm(flaxzoo.create(name, remat=remat), variables)
+    assert norms(folded) == LEFT.get(name, set())
+    biases = {'.'.join(path[:-1]) for path in flatten_dict(folded['params']) if path[-1] == 'folded_bias'}
+    assert biases == norms(variables) - norms(folded)
+
+
+@pytest.mark.parametrize(
+    'name', [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NORMALISED]
+)
+def test_the_network_stays_the_same(name):
+    model = flaxzoo.create(name, num_classes=10)
+    with jax.enable_x64(True):
+        variables = draw(template(model), dtype=np.float64)
+        x = jnp.asarray(images(name))
+        folded = flaxzoo.fold_batch_norm(model, variables)
+        expected, logits = (np.asarray(jit(model.apply)(v, x)) for v in (variables, folded))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('name', [name for name in flaxzoo.list_models() if name not in NORMALISED])
+def test_a_network_without_norms_keeps_its_variables(name):
+    variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(1), leaf.shape), shapes(name))
+    folded = flaxzoo.fold_batch_norm(flaxzoo.create(name), variables)
+    assert all(a is b for a, b in zip(jax.tree.leaves(folded), jax.tree.leaves(variables), strict=True))
