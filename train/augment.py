@@ -12,7 +12,12 @@ import numpy as np
 from jax import lax
 from PIL import Image
 
+from train.data.source import converted, whole
+
 RATIO = (3 / 4, 4 / 3)  # width / height of a random resized crop, as in Inception's training and torchvision
+LOG_RATIO = tuple(np.log(RATIO))
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, as Pillow's
 
 
 def resize_and_crop(image: np.ndarray, size: int, resize: int) -> np.ndarray:
@@ -26,25 +31,39 @@ def resize_and_crop(image: np.ndarray, size: int, resize: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def random_resized_crop(
-    image: np.ndarray, size: int, scale: tuple[float, float], rng: np.random.Generator
-) -> np.ndarray:
-    """A random part of the image at a random aspect ratio: (H, W, C) -> (size, size, C), uint8.
+def random_crop_box(height: int, width: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
+    """A random part of an image at a random aspect ratio.
 
     As torchvision's RandomResizedCrop: the area is uniform in `scale` of the image's, the logarithm of the ratio
-    uniform in `RATIO`; after ten misfits the largest centred part of an allowed ratio is taken.
+    uniform in that of `RATIO`; after ten misfits the largest centred part of an allowed ratio is taken.
     """
-    height, width = image.shape[:2]
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
-        ratio = np.exp(rng.uniform(*np.log(RATIO)))
+        ratio = np.exp(rng.uniform(*LOG_RATIO))
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
-            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            return _resize(image[top : top + h, left : left + w], size, size)
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return left, top, left + w, top + h
     w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
     top, left = (height - h) // 2, (width - w) // 2
-    return _resize(image[top : top + h, left : left + w], size, size)
+    return left, top, left + w, top + h
+
+
+def resized_crop(image: Image.Image, mode: str, box: Box, size: int) -> np.ndarray:
+    """A part of an image, decoded or not, at another size: uint8 (size, size, C), C 3 for 'RGB' and 1 for 'L'.
+
+    Bilinear with antialiasing, cut and resized in one go, so that at the part's border the filter sees the pixels
+    beyond it; elsewhere the pixels are torchvision's. A JPEG file whose part is at least 2, 4 or 8 times `size` both
+    ways is decoded at a half, a quarter or an eighth of its resolution, so that the part still has `size` pixels; its
+    pixels then differ by a few levels.
+    """
+    left, top, right, bottom = box
+    width, height = image.size
+    # The whole image's size when the part has just `size` pixels; the decoder stays at it or above. Only JPEG scales.
+    drafted = image.draft(None, (-(-width * size // (right - left)), -(-height * size // (bottom - top))))
+    divisor = width / drafted[1][2] if drafted else 1
+    part = tuple(edge / divisor for edge in box)
+    return whole(converted(image, mode).resize((size, size), Image.Resampling.BILINEAR, part), mode)
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -45,7 +45,7 @@ class Classifier:
     def __call__(self, images: list[np.ndarray]) -> list[tuple[str, float]]:
         """The name of the most probable class and its probability, for each of the uint8 images (H, W, C)."""
         transform = eval_transform(self.config)
-        batch = np.stack([transform(image, 0) for image in images])
+        batch = np.stack([transform(image) for image in images])
         if batch.shape[1:] != self.image_shape:
             raise DataError(f'the network was trained on images of shape {self.image_shape}, got {batch.shape[1:]}')
         probabilities = np.asarray(self._probabilities(batch), np.float32)

@@ -1,11 +1,16 @@
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import torch
+from PIL import Image
+from torchvision import transforms
 from torchvision.transforms import functional
 
-from train.augment import augment, normalise, random_resized_crop, resize_and_crop
+from train.augment import RATIO, Box, augment, normalise, random_crop_box, resize_and_crop, resized_crop
 
 RNG = np.random.default_rng(0)
 
@@ -65,24 +70,78 @@ def test_a_crop_larger_than_the_resized_image_is_refused():
         resize_and_crop(np.zeros((40, 40, 3), np.uint8), 32, 24)
 
 
-def test_random_resized_crop_covers_the_scale_and_keeps_to_the_image():
-    # An image whose pixels say where they are: the crop's extent can be read off.
-    rows, columns = np.meshgrid(np.arange(200), np.arange(240), indexing='ij')
-    image = np.stack([rows, columns, columns * 0], -1).astype(np.uint8)
-    areas = []
-    for seed in range(200):
-        crop = random_resized_crop(image, 32, (0.25, 1.0), np.random.default_rng(seed)).astype(int)
-        assert crop.shape == (32, 32, 3)
-        height, width = np.ptp(crop[..., 0]) * 32 / 31, np.ptp(crop[..., 1]) * 32 / 31
-        areas.append(height * width / (200 * 240))
-        assert 0.65 < width / height < 1.5
-    assert 0.2 < min(areas) < 0.32
-    assert max(areas) > 0.8
-    assert 0.5 < np.mean(areas) < 0.7
+def test_random_crop_boxes_are_distributed_as_torchvisions():
+    size, scale, count = (200, 240), (0.25, 1.0), 4000
+    ours = np.array([random_crop_box(*size, scale, np.random.default_rng(seed)) for seed in range(count)])
+    torch.manual_seed(0)
+    blank = torch.zeros(3, *size)
+    draws = [transforms.RandomResizedCrop.get_params(blank, list(scale), list(RATIO)) for _ in range(count)]
+    theirs = np.array([(left, top, left + width, top + height) for top, left, height, width in draws])
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, 2:] <= size[::-1]).all()
+    for measure in (area, log_ratio, lambda boxes: boxes[:, 0], lambda boxes: boxes[:, 1]):
+        # Two samples of 4,000 from one distribution differ by more than 0.044 once in a thousand times.
+        assert scipy.stats.ks_2samp(measure(ours), measure(theirs)).statistic < 0.044
 
 
-def test_random_resized_crop_of_a_strip_takes_its_centre():
-    strip = np.zeros((2, 400, 3), np.uint8)
-    strip[:, 198:202] = 255
-    out = random_resized_crop(strip, 8, (0.9, 1.0), np.random.default_rng(0))
-    assert out.mean() > 200
+def area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def log_ratio(boxes: np.ndarray) -> np.ndarray:
+    return np.log((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]))
+
+
+def test_the_crop_of_a_strip_is_its_centre():
+    assert random_crop_box(2, 400, (0.9, 1.0), np.random.default_rng(0)) == (198, 0, 201, 2)
+    assert random_crop_box(400, 2, (0.9, 1.0), np.random.default_rng(0)) == (0, 198, 2, 201)
+
+
+@pytest.mark.parametrize(('mode', 'shape'), [('RGB', (60, 90, 3)), ('L', (60, 90))])
+@pytest.mark.parametrize('box', [(10, 5, 80, 50), (20, 20, 30, 32), (3, 4, 35, 36)])
+def test_a_resized_crop_is_torchvisions_inside_its_border(mode: str, shape: tuple[int, ...], box: Box):
+    image = Image.fromarray(RNG.integers(0, 255, shape, dtype=np.uint8))
+    left, top, right, bottom = box
+    expected = np.asarray(functional.resized_crop(image, top, left, bottom - top, right - left, [32, 32]))
+    out = resized_crop(image, mode, box, 32)
+    assert out.shape == (32, 32, len(mode))
+    inner = slice(3, -3)
+    np.testing.assert_array_equal(out.squeeze()[inner, inner], expected[inner, inner])
+    np.testing.assert_array_equal(
+        resized_crop(image, mode, (0, 0, 90, 60), 32).squeeze(), functional.resize(image, [32, 32])
+    )
+
+
+@pytest.mark.parametrize(
+    ('box', 'size', 'decoded'),
+    [
+        ((0, 0, 400, 300), 301, (400, 300)),
+        ((101, 51, 229, 179), 64, (200, 150)),
+        ((101, 51, 228, 179), 64, (400, 300)),  # 127 pixels are fewer than 2 x 64
+        ((101, 51, 229, 178), 64, (400, 300)),
+        ((5, 3, 397, 290), 64, (100, 75)),
+        ((5, 3, 397, 290), 8, (50, 38)),  # an eighth is the least
+    ],
+)
+def test_a_jpeg_file_is_decoded_no_finer_than_the_crop_needs(box: Box, size: int, decoded: tuple[int, int]):
+    rows, columns = np.meshgrid(np.arange(300), np.arange(400), indexing='ij')
+    # Smooth pictures keep their pixels at any resolution, and these say where they are.
+    pixels = np.stack([rows * 0.8, columns * 0.6, 120 + 80 * np.sin(rows / 40) * np.cos(columns / 30)], -1)
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, 'JPEG', quality=95)
+    with Image.open(file) as image:
+        out = resized_crop(image, 'RGB', box, size)
+        assert image.size == decoded
+    with Image.open(file) as image:
+        expected = image.convert('RGB').resize((size, size), Image.Resampling.BILINEAR, box)
+    difference = np.abs(out.astype(int) - np.asarray(expected))
+    assert difference.mean() < 1.5
+    assert difference.max() < 12
+
+
+def test_files_of_other_modes_become_what_is_asked_for():
+    grey = Image.fromarray(RNG.integers(0, 255, (40, 40), dtype=np.uint8))
+    for image in (grey, grey.convert('P'), grey.convert('RGBA')):
+        expected = np.asarray(image.convert('RGB').resize((16, 16), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(resized_crop(image, 'RGB', (0, 0, 40, 40), 16), expected)
+        assert resized_crop(image, 'L', (0, 0, 40, 40), 16).shape == (16, 16, 1)

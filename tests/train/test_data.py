@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from train.augment import resized_crop
 from train.data import open_dataset
 from train.data.source import DataError
 
@@ -83,6 +84,21 @@ def test_a_broken_image_is_named(open_named, photographs: Path):
         source[index]
 
 
+def test_a_view_takes_no_more_of_a_file_than_it_needs(open_named, photographs: Path):
+    data = open_named(f'folder:{photographs}')
+    path = data.train.paths[0]
+    path.write_bytes(path.read_bytes()[:-200])  # all of the header, not all of the pixels
+
+    def size_alone(image: Image.Image, mode: str) -> np.ndarray:
+        return np.full((1, 1, len(mode)), image.width, np.uint8)
+
+    example = data.train.read(0, size_alone)
+    assert 20 <= example['image'][0, 0, 0] < 40
+    assert example['label'] == 0
+    with pytest.raises(DataError, match=re.escape(f'{path} is not a readable image')):
+        data.train.read(0, lambda image, mode: resized_crop(image, mode, (0, 0, *image.size), 8))
+
+
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
@@ -106,6 +122,10 @@ def test_tfds_reads_array_record_without_tensorflow(open_named, start, tmp_path:
             example = source[i]
             assert example['image'].shape[1:] == (7, 3)
             assert (example['image'] == 200 * example['label']).all()
+            width, height = example['image'].shape[1::-1]
+            cropped = source.read(i, lambda image, mode, box=(0, 0, width, height): resized_crop(image, mode, box, 5))
+            np.testing.assert_array_equal(cropped['image'], np.full((5, 5, 3), 200 * example['label']))
+            assert cropped['label'] == example['label']
 
 
 def test_a_tfds_set_that_is_not_prepared_says_how(open_named, tmp_path: Path):

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from train.augment import random_crop_box, resize_and_crop, resized_crop
 from train.data import open_dataset
 from train.data.digits import Arrays
 from train.data.pipeline import Rows, epoch_order, eval_batches, train_batches
@@ -80,6 +82,37 @@ def test_each_image_of_each_epoch_is_cropped_differently_but_repeatably(tiny_con
     crops = [image.tobytes() for batch in first for image in batch['image']]
     assert len(set(crops)) == 6
     assert crops == [image.tobytes() for batch in again for image in batch['image']]
+
+
+def test_a_crop_is_a_function_of_seed_and_place(tiny_config, photographs: Path):
+    # As epoch_order: a saved run goes on elsewhere with the same crops.
+    tiny_config.dataset, tiny_config.image_size, tiny_config.crop = f'folder:{photographs}', 16, 'resized'
+    tiny_config.seed = 5
+    source = open_dataset(tiny_config).train
+    (batch,) = train_batches(source, tiny_config, Rows(8), 3, 4)
+    for row in range(8):
+        place = 3 * 8 + row
+        index = epoch_order(5, place // 27, 27)[place % 27]
+        rng = np.random.default_rng((5, 1, place))
+        with Image.open(source.paths[index]) as image:
+            box = random_crop_box(image.height, image.width, tiny_config.crop_scale, rng)
+            np.testing.assert_array_equal(batch['image'][row], resized_crop(image, 'RGB', box, 16))
+        assert batch['label'][row] == source.labels[index]
+
+
+@pytest.mark.parametrize('resize', [0, 20])
+def test_images_that_are_not_cropped_at_random_are_resized_whole(tiny_config, photographs: Path, resize: int):
+    tiny_config.dataset, tiny_config.image_size = f'folder:{photographs}', 16
+    tiny_config.eval_resize = resize
+    source = open_dataset(tiny_config).train
+    expected = []
+    for path in source.paths:
+        with Image.open(path) as image:
+            expected.append(resize_and_crop(np.asarray(image.convert('RGB')), 16, resize or 16))
+    (held_out,) = eval_batches(source, tiny_config, Rows(27))
+    np.testing.assert_array_equal(held_out['image'], expected)
+    (trained,) = train_batches(source, tiny_config, Rows(27), 0, 1)
+    np.testing.assert_array_equal(trained['image'], np.stack(expected)[epoch_order(0, 0, 27)])
 
 
 @pytest.mark.parametrize(('count', 'size', 'processes'), [(10, 4, 1), (10, 4, 2), (9, 8, 4), (3, 8, 4), (8, 8, 1)])

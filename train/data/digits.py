@@ -3,9 +3,10 @@
 import dataclasses
 
 import numpy as np
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from train.data.source import Dataset, Example
+from train.data.source import Dataset, Example, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,12 @@ class Arrays:
 
     def __getitem__(self, index: int) -> Example:
         return {'image': self.images[index], 'label': int(self.labels[index])}
+
+    def read(self, index: int, view: View) -> Example:
+        pixels = self.images[index]
+        grey = pixels.shape[-1] == 1
+        image = Image.fromarray(pixels[..., 0] if grey else pixels)
+        return {'image': view(image, 'L' if grey else 'RGB'), 'label': int(self.labels[index])}
 
 
 def open_digits() -> Dataset:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from train.data.source import DataError, Dataset, Example, decode
+from train.data.source import DataError, Dataset, Example, View, decode, whole
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 HELD_OUT = ('val', 'validation', 'test')
@@ -22,8 +22,11 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Example:
+        return self.read(index, whole)
+
+    def read(self, index: int, view: View) -> Example:
         path = self.paths[index]
-        return {'image': decode(path.read_bytes(), str(path)), 'label': self.labels[index]}
+        return {'image': decode(path.read_bytes(), str(path), view=view), 'label': self.labels[index]}
 
 
 def open_folder(path: str) -> Dataset:

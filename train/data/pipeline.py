@@ -13,12 +13,15 @@ import grain
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
+from PIL import Image
 
-from train.augment import random_resized_crop, resize_and_crop
-from train.data.source import DataError, Source
+from train.augment import random_crop_box, resize_and_crop, resized_crop
+from train.data.source import DataError, Source, whole
 
 Batch = dict[str, np.ndarray]
-Transform = Callable[[np.ndarray, int], np.ndarray]
+Transform = Callable[[np.ndarray], np.ndarray]
+PlacedView = Callable[[Image.Image, str, int], np.ndarray]
+"""A source's View of the image at a place in the stream."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +45,16 @@ class TrainBatch:
     source: Source
     rows: Rows
     seed: int
-    transform: Transform
+    view: PlacedView
 
     def __call__(self, step: int) -> Batch:
         places = [step * self.rows.batch_size + row for row in self.rows.local]
         examples = []
         for place in places:
             epoch, position = divmod(place, len(self.source))
-            example = self.source[int(epoch_order(self.seed, epoch, len(self.source))[position])]
-            examples.append((self.transform(example['image'], place), example['label']))
-        return _stack(examples)
+            index = int(epoch_order(self.seed, epoch, len(self.source))[position])
+            examples.append(self.source.read(index, functools.partial(self.view, place=place)))
+        return _stack([(example['image'], example['label']) for example in examples])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,7 @@ class EvalBatch:
         start = number * self.rows.batch_size
         indices = [start + row for row in self.rows.local if start + row < len(self.source)]
         examples = [self.source[i] for i in indices] or [self.source[0]]
-        batch = _stack([(self.transform(e['image'], 0), e['label']) for e in examples])
+        batch = _stack([(self.transform(e['image']), e['label']) for e in examples])
         batch = {name: array[: len(indices)] for name, array in batch.items()}
         missing = len(self.rows.local) - len(indices)
         return {n: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for n, a in batch.items()}
@@ -74,7 +77,7 @@ class EvalBatch:
 
 def train_batches(source: Source, config: ConfigDict, rows: Rows, start: int, stop: int) -> Iterator[Batch]:
     """The batches of steps `start` to `stop - 1`; close() the iterator when done with it."""
-    load = TrainBatch(source, rows, config.seed, train_transform(config))
+    load = TrainBatch(source, rows, config.seed, train_view(config))
     return _load_ahead(load, range(start, stop), config.num_workers)
 
 
@@ -84,15 +87,15 @@ def eval_batches(source: Source, config: ConfigDict, rows: Rows) -> Iterator[Bat
     return _load_ahead(load, range(-(-len(source) // rows.batch_size)), config.num_workers)
 
 
-def train_transform(config: ConfigDict) -> Transform:
-    """(image, place in the stream) -> image of config.image_size; randomness is a function of (seed, place)."""
+def train_view(config: ConfigDict) -> PlacedView:
+    """What training sees of an image, of config.image_size; randomness is a function of (seed, place)."""
     if config.crop != 'resized':
-        return eval_transform(config)
+        return functools.partial(_transformed, transform=eval_transform(config))
     return functools.partial(_random_crop, size=config.image_size, scale=config.crop_scale, seed=config.seed)
 
 
 def eval_transform(config: ConfigDict) -> Transform:
-    """(image, anything) -> the centre of the resized image, or the image as it is if image_size is 0."""
+    """Image -> the centre of the resized image, or the image as it is if image_size is 0."""
     size = config.image_size
     return functools.partial(_centre_crop, size=size, resize=config.eval_resize or size)
 
@@ -103,11 +106,18 @@ def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(length)
 
 
-def _random_crop(image: np.ndarray, place: int, size: int, scale: tuple[float, float], seed: int) -> np.ndarray:
-    return random_resized_crop(image, size, scale, np.random.default_rng((seed, 1, place)))
+def _random_crop(
+    image: Image.Image, mode: str, place: int, size: int, scale: tuple[float, float], seed: int
+) -> np.ndarray:
+    box = random_crop_box(image.height, image.width, scale, np.random.default_rng((seed, 1, place)))
+    return resized_crop(image, mode, box, size)
 
 
-def _centre_crop(image: np.ndarray, place: int, size: int, resize: int) -> np.ndarray:
+def _transformed(image: Image.Image, mode: str, place: int, transform: Transform) -> np.ndarray:
+    return transform(whole(image, mode))
+
+
+def _centre_crop(image: np.ndarray, size: int, resize: int) -> np.ndarray:
     return resize_and_crop(image, size, resize) if size else image
 
 

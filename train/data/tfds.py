@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from train.data.source import DataError, Dataset, Example, decode
+from train.data.source import DataError, Dataset, Example, View, decode, whole
 
 HELD_OUT = ('test', 'validation')
 
@@ -22,8 +22,11 @@ class Records:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
+        return self.read(index, whole)
+
+    def read(self, index: int, view: View) -> Example:
         record = self.records[index]
-        image = decode(record['image'], f'image {index} of {self.name}', self.mode)
+        image = decode(record['image'], f'image {index} of {self.name}', self.mode, view)
         return {'image': image, 'label': int(record['label'])}
 
 
