@@ -25,8 +25,7 @@ from flaxzoo.layers.conv_lowering import (
     pointwise_conv,
     tap_kernel_gradient,
 )
-from flaxzoo.layers.norm import batch_normalise
-from flaxzoo.layers.pool import Windows, native_max_pool, select_first_maximum, separable_max_pool
+from flaxzoo.layers.pool import Windows, native_max_pool, native_sum_pool, select_first_maximum, separable
 
 BATCH = 8
 
@@ -66,9 +65,8 @@ def depthwise_gradients(name: str, x: tuple, kernel: tuple, **fields) -> Lever:
     return Lever(name, partial(gradients, native_conv), partial(gradients, depthwise_conv), ((BATCH, *x), kernel))
 
 
-def max_pool(name: str, x: tuple, windows: Windows) -> Lever:
-    functions = [partial(f, windows=windows) for f in (native_max_pool, separable_max_pool)]
-    return Lever(name, *functions, ((BATCH, *x),))
+def pool(name: str, native: Callable, x: tuple, windows: Windows) -> Lever:
+    return Lever(name, partial(native, windows=windows), partial(separable, native, windows=windows), ((BATCH, *x),))
 
 
 def max_pool_gradient(name: str, x: tuple, windows: Windows) -> Lever:
@@ -81,23 +79,6 @@ def max_pool_gradient(name: str, x: tuple, windows: Windows) -> Lever:
         return jax.linear_transpose(lambda t: select_first_maximum(t, x, y, windows), x)(y)[0]
 
     return Lever(name, native, ours, ((BATCH, *x),))
-
-
-def batch_norm(name: str, x: tuple) -> Lever:
-    """Forward, ReLU and backward: as autodiff gives it, against the derivative written out."""
-
-    def plain(x, scale, bias, eps, axis_name):
-        mean = x.mean((0, 1, 2))
-        var = jnp.square(x - mean).mean((0, 1, 2))
-        return (x - mean) * (jax.lax.rsqrt(var + eps) * scale) + bias, mean, var
-
-    def gradients(normalise, x, scale, bias):
-        y, pull = jax.vjp(lambda *args: jax.nn.relu(normalise(*args, 1e-5, None)[0]), x, scale, bias)
-        return pull(y)
-
-    channels = (x[-1],)
-    functions = [partial(gradients, f) for f in (plain, batch_normalise)]
-    return Lever(name, *functions, ((BATCH, *x), channels, channels))
 
 
 STEM_POOL = Windows((3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -114,14 +95,15 @@ LEVERS = (
     kernel_gradient('3x3 kernel gradient, 256 -> 256 @56', (56, 56, 256), (3, 3, 256, 256), **SAME),
     kernel_gradient('3x3 kernel gradient, 128 -> 128 @28', (28, 28, 128), (3, 3, 128, 128), **SAME),
     kernel_gradient('3x3 kernel gradient, 256 -> 256 @14 (kept)', (14, 14, 256), (3, 3, 256, 256), **SAME),
+    kernel_gradient('3x3 s2 kernel gradient, 512 -> 512 @14', (14, 14, 512), (3, 3, 512, 512), stride=(2, 2), **SAME),
     kernel_gradient('7x7 s2 kernel gradient, 3 -> 64 @224 (kept)', (224, 224, 3), (7, 7, 3, 64), stride=(2, 2)),
     forward('depthwise, 128 @56', depthwise_conv, (56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
     depthwise_gradients('depthwise gradients, 128 @56', (56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
-    max_pool('max pool 3x3 s1, 192 @35', (35, 35, 192), SAME_POOL),
-    max_pool('max pool 3x3 s2, 64 @112', (112, 112, 64), STEM_POOL),
+    pool('average pool 3x3 s1, 192 @35', native_sum_pool, (35, 35, 192), SAME_POOL),
+    pool('max pool 3x3 s1, 192 @35', native_max_pool, (35, 35, 192), SAME_POOL),
+    pool('max pool 3x3 s2, 64 @112', native_max_pool, (112, 112, 64), STEM_POOL),
     max_pool_gradient('max pool 3x3 s2 gradient, 64 @112', (112, 112, 64), STEM_POOL),
     max_pool_gradient('max pool 2x2 s2 gradient, 64 @224', (224, 224, 64), VGG_POOL),
-    batch_norm('batch norm and ReLU, both passes, 256 @56', (56, 56, 256)),
 )
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pair = tuple[int, int]
+from flaxzoo.layers.taps import Pair, taps
 
 
 class Geometry(NamedTuple):
@@ -68,7 +68,10 @@ def input_gradient(
     cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
     """Its gradient with respect to x for the CPU."""
-    return _input_gradient_of(_forward(kernel.shape, geometry), cotangent, kernel, like, geometry)
+    forward = _forward(kernel.shape, geometry)
+    if forward is native_conv and cotangent.dtype == jnp.float64:
+        forward = tap_conv  # XLA has float64 loops for most geometries that take up to 20 times longer
+    return _input_gradient_of(forward, cotangent, kernel, like, geometry)
 
 
 def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry) -> jax.Array:
@@ -76,7 +79,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.Shaped
     forward = _forward(like.shape, geometry)
     # The products over a batch of explicit sharding would need to be told where to sum; that is left to jax.
     sharded = any(jax.typeof(x).sharding.spec)
-    if not sharded and (forward is pointwise_conv or _taps_are_faster(forward, like.shape, cotangent.shape)):
+    if not sharded and (forward is pointwise_conv or _taps_are_faster(forward, like.shape, cotangent.shape, geometry)):
         return tap_kernel_gradient(x, cotangent, like=like, geometry=geometry)
     return _kernel_gradient_of(forward, x, cotangent, like, geometry)
 
@@ -88,8 +91,8 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> ja
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     """A depthwise convolution as a sum of shifted products, one a tap."""
-    taps = zip(_windows(x, kernel.shape, geometry), kernel.reshape(-1, kernel.shape[-1]), strict=True)
-    return sum(window * weight for window, weight in taps)
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    return sum(pixels * weight for pixels, weight in zip(_taps(x, kernel.shape, geometry), weights, strict=True))
 
 
 def merged_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, channels: int = MERGED_CHANNELS) -> jax.Array:
@@ -111,18 +114,24 @@ def merged_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, channels
     return jnp.concatenate(parts, -1)
 
 
+def tap_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A dense convolution as a sum of matrix products, one a tap."""
+    weights = kernel.reshape(-1, *kernel.shape[2:])
+    return sum(pixels @ weight for pixels, weight in zip(_taps(x, kernel.shape, geometry), weights, strict=True))
+
+
 def tap_kernel_gradient(
     x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
     """The kernel gradient of a dense convolution as matrix products, one a tap, summed over all pixels."""
     shape = like.shape
     y = cotangent.reshape(-1, shape[3])
-    taps = []
-    for window in _windows(x, shape, geometry):
-        rows = window.reshape(-1, shape[2])
+    products = []
+    for pixels in _taps(x, shape, geometry):
+        rows = pixels.reshape(-1, shape[2])
         # The first factor gets transposed in memory, so it is the narrower one.
-        taps.append(rows.T @ y if shape[2] <= shape[3] else (y.T @ rows).T)
-    return jnp.stack(taps).reshape(shape)
+        products.append(rows.T @ y if shape[2] <= shape[3] else (y.T @ rows).T)
+    return jnp.stack(products).reshape(shape)
 
 
 def _forward(kernel_shape: tuple[int, ...], geometry: Geometry):
@@ -133,13 +142,13 @@ def _forward(kernel_shape: tuple[int, ...], geometry: Geometry):
     return depthwise_conv if kernel_shape[2] == 1 and kernel_shape[3] == groups else merged_conv
 
 
-def _taps_are_faster(forward, kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, ...]) -> bool:
-    """As `benchmarks.levers` shows: up to 3 times over large images, no gain over 14x14, a loss for 5x5 and 7x7."""
-    return (
-        forward is native_conv
-        and kernel_shape[0] * kernel_shape[1] <= 9
-        and cotangent_shape[1] * cotangent_shape[2] >= 200
-    )
+def _taps_are_faster(forward, kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, ...], geometry) -> bool:
+    """As `benchmarks.levers` shows: up to 3 times over large images, no gain over 14x14 unless strided.
+
+    A loss for the many taps of 5x5 and 7x7.
+    """
+    large = cotangent_shape[1] * cotangent_shape[2] >= 200
+    return forward is native_conv and kernel_shape[0] * kernel_shape[1] <= 9 and (large or geometry.stride != (1, 1))
 
 
 def _input_gradient_of(forward, cotangent, kernel, like, geometry):
@@ -150,17 +159,9 @@ def _kernel_gradient_of(forward, x, cotangent, like, geometry):
     return jax.linear_transpose(lambda kernel: forward(x, kernel, geometry=geometry), like)(cotangent)[0]
 
 
-def _windows(x: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> list[jax.Array]:
-    """For each tap of the kernel, row by row, the pixels of `x` that it meets: (N, H', W', C)."""
-    x = jnp.pad(x, ((0, 0), *((p, p) for p in geometry.padding), (0, 0)))
-    steps = list(zip(kernel_shape[:2], geometry.dilation, geometry.stride, strict=True))
-    ends = [size - (k - 1) * d for size, (k, d, _) in zip(x.shape[1:3], steps, strict=True)]
-    (rows, down, stride), (columns, right, stride_right) = steps
-    return [
-        x[:, i * down : i * down + ends[0] : stride, j * right : j * right + ends[1] : stride_right]
-        for i in range(rows)
-        for j in range(columns)
-    ]
+def _taps(x: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> list[jax.Array]:
+    padding = tuple((p, p) for p in geometry.padding)
+    return taps(x, kernel_shape[:2], geometry.stride, padding, geometry.dilation)
 
 
 def _groups_a_block(groups: int, inputs: int, channels: int) -> int:

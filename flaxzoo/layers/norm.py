@@ -1,7 +1,6 @@
 """Normalisation with torch's conventions."""
 
 from collections.abc import Callable
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -50,65 +49,47 @@ class BatchNorm(nn.Module):
         shape = x.shape[-1:]
         mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
         var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
-        scale = self.param('scale', self.scale_init, shape, jnp.float32) if self.affine else jnp.ones(shape)
-        bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32) if self.affine else jnp.zeros(shape)
         stats_dtype = jnp.promote_types(x.dtype, jnp.float32)
-        scale, bias = scale.astype(stats_dtype), bias.astype(stats_dtype)
+        wide = x.astype(stats_dtype)
 
         if train and not self.frozen:
-            # At init there is no mapped axis to share over, and the values do not matter.
-            axis_name = None if self.is_initializing() else self.axis_name
-            count = x.size // x.shape[-1] * (lax.axis_size(axis_name) if axis_name else 1)
-            if count < 2:
-                raise ValueError(
-                    f'{"/".join(self.path)}: batch statistics need more than one value a channel in training, '
-                    f'got x of shape {x.shape}; use a larger batch or image, or BatchNorm(frozen=True)'
-                )
-            y, m, v = batch_normalise(x.astype(stats_dtype), scale, bias, self.eps, axis_name)
+            m, v, count = self._batch_statistics(wide)
             if not self.is_initializing():
                 self._update(mean, m)
                 self._update(var, v * (count / (count - 1)))
         else:
             m, v = mean.value.astype(stats_dtype), var.value.astype(stats_dtype)
-            y = (x.astype(stats_dtype) - m) * (lax.rsqrt(v + self.eps) * scale) + bias
+
+        factor = lax.rsqrt(v + self.eps)
+        if self.affine:
+            factor = factor * self.param('scale', self.scale_init, shape, jnp.float32)
+            y = (wide - m) * factor + self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+        else:
+            y = (wide - m) * factor
         return y.astype(x.dtype)
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+        """Mean, biased variance and number of values a channel, over all devices of `axis_name`."""
+        axes = tuple(range(x.ndim - 1))
+        # At init there is no mapped axis to share over, and the values do not matter.
+        axis_name = None if self.is_initializing() else self.axis_name
+        count = x.size // x.shape[-1] * (lax.axis_size(axis_name) if axis_name else 1)
+        if count < 2:
+            raise ValueError(
+                f'{"/".join(self.path)}: batch statistics need more than one value a channel in training, '
+                f'got x of shape {x.shape}; use a larger batch or image, or BatchNorm(frozen=True)'
+            )
+        m = x.mean(axes)
+        if axis_name:
+            m = lax.pmean(m, axis_name)
+        v = jnp.square(x - m).mean(axes)
+        if axis_name:
+            v = lax.pmean(v, axis_name)
+        return m, v, count
 
     def _update(self, running: nn.Variable, batch: jax.Array) -> None:
         batch = lax.stop_gradient(batch).astype(running.value.dtype)
         running.value = (1 - self.momentum) * running.value + self.momentum * batch
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def batch_normalise(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, axis_name: str | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`x: (..., C)` normalised with the statistics of all its values of a channel, their mean and biased variance.
-
-    The statistics are over all devices of the mapped axis `axis_name`, if given. The derivative is written out, in
-    two means and one pass over `x`; jax's own follows the two passes of the statistics back again.
-    """
-    mean = _channel_mean(x, axis_name)
-    var = _channel_mean(jnp.square(x - mean), axis_name)
-    return (x - mean) * (lax.rsqrt(var + eps) * scale) + bias, mean, var
-
-
-@batch_normalise.defjvp
-def _batch_normalise_jvp(eps: float, axis_name: str | None, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-    x, scale, bias = primals
-    dx, dscale, dbias = tangents
-    y, mean, var = batch_normalise(x, scale, bias, eps, axis_name)
-    inverse = lax.rsqrt(var + eps)
-    centred = x - mean
-    dmean = _channel_mean(dx, axis_name)
-    half_dvar = _channel_mean(dx * centred, axis_name)
-    dy = (dx - dmean - centred * (half_dvar * inverse**2)) * (inverse * scale) + centred * (inverse * dscale) + dbias
-    return (y, mean, var), (dy, dmean, 2 * half_dvar)
-
-
-def _channel_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """(..., C) -> (C,), over the devices of `axis_name` too."""
-    mean = x.mean(tuple(range(x.ndim - 1)))
-    return lax.pmean(mean, axis_name) if axis_name else mean
 
 
 def local_response_norm(x: jax.Array, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> jax.Array:

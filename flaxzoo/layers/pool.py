@@ -1,6 +1,6 @@
 """Pooling of `x: (N, H, W, C)` with torch's window arithmetic (names and arguments of torch.nn.functional)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -10,8 +10,7 @@ import numpy as np
 from jax import lax
 
 from flaxzoo.layers.conv import IntOrPair, pair
-
-Pair = tuple[int, int]
+from flaxzoo.layers.taps import Pair, taps
 
 
 def max_pool2d(
@@ -26,23 +25,38 @@ def max_pool2d(
 
 
 class Windows(NamedTuple):
-    """Windows of a pooling layer: (height, width) pairs, `pads` of (low, high) pairs."""
+    """Windows of a pooling layer: (height, width) pairs, `padding` of (low, high) pairs."""
 
     kernel: Pair
-    strides: Pair
-    pads: tuple[Pair, Pair]
+    stride: Pair
+    padding: tuple[Pair, Pair]
 
 
 def native_max_pool(x: jax.Array, windows: Windows) -> jax.Array:
-    kernel, strides, pads = windows
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *kernel, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
+    return _reduce(x, -np.inf, lax.max, windows)
 
 
-def separable_max_pool(x: jax.Array, windows: Windows) -> jax.Array:
-    """The maximum over rows, then over columns: fewer comparisons."""
+def native_sum_pool(x: jax.Array, windows: Windows) -> jax.Array:
+    return _reduce(x, 0, lax.add, windows)
+
+
+def separable(pool: Callable, x: jax.Array, windows: Windows) -> jax.Array:
+    """`pool(x, windows)` over rows, then over columns: fewer operations."""
     (height, width), (down, right), (rows, columns) = windows
-    x = native_max_pool(x, Windows((height, 1), (down, 1), (rows, (0, 0))))
-    return native_max_pool(x, Windows((1, width), (1, right), ((0, 0), columns)))
+    x = pool(x, Windows((height, 1), (down, 1), (rows, (0, 0))))
+    return pool(x, Windows((1, width), (1, right), ((0, 0), columns)))
+
+
+def _reduce(x: jax.Array, initial: float, operation: Callable, windows: Windows) -> jax.Array:
+    kernel, stride, padding = windows
+    start = np.asarray(initial, x.dtype)  # a constant also under jit: a traced one would have no gradient
+    return lax.reduce_window(x, start, operation, (1, *kernel, 1), (1, *stride, 1), ((0, 0), *padding, (0, 0)))
+
+
+def _pool(pool: Callable, x: jax.Array, windows: Windows) -> jax.Array:
+    """`pool(x, windows)`, as the platform does it fastest."""
+    cpu, default = partial(separable, pool, windows=windows), partial(pool, windows=windows)
+    return lax.platform_dependent(x, cpu=cpu, default=default)
 
 
 def select_first_maximum(tangent: jax.Array, x: jax.Array, y: jax.Array, windows: Windows) -> jax.Array:
@@ -52,16 +66,14 @@ def select_first_maximum(tangent: jax.Array, x: jax.Array, y: jax.Array, windows
     XLA's select-and-scatter.
     """
     first = jnp.full(y.shape, -1, jnp.int16)
-    for tap, pixels in reversed(list(enumerate(_taps(x, y.shape, windows, -jnp.inf)))):
+    for tap, pixels in reversed(list(enumerate(taps(x, *windows, fill=-jnp.inf)))):
         first = jnp.where(pixels == y, jnp.int16(tap), first)
-    taps = enumerate(_taps(tangent, y.shape, windows, 0))
-    return sum(jnp.where(first == tap, pixels, 0) for tap, pixels in taps)
+    return sum(jnp.where(first == tap, pixels, 0) for tap, pixels in enumerate(taps(tangent, *windows)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max_pool(x: jax.Array, windows: Windows) -> jax.Array:
-    cpu, default = partial(separable_max_pool, windows=windows), partial(native_max_pool, windows=windows)
-    return lax.platform_dependent(x, cpu=cpu, default=default)
+    return _pool(native_max_pool, x, windows)
 
 
 @_max_pool.defjvp
@@ -76,14 +88,6 @@ def _max_pool_jvp(windows: Windows, primals: tuple, tangents: tuple) -> tuple[ja
     return y, lax.platform_dependent(tangent, x, y, cpu=select, default=native)
 
 
-def _taps(x: jax.Array, out_shape: Sequence[int], windows: Windows, fill: float) -> list[jax.Array]:
-    """For each position in the window, row by row, the pixels of `x` that it meets: (N, H', W', C)."""
-    (height, width), (down, right), pads = windows
-    x = lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)))
-    ends = [(out - 1) * stride + 1 for out, stride in zip(out_shape[1:3], (down, right), strict=True)]
-    return [x[:, i : i + ends[0] : down, j : j + ends[1] : right] for i in range(height) for j in range(width)]
-
-
 def avg_pool2d(
     x: jax.Array,
     kernel_size: IntOrPair,
@@ -96,12 +100,13 @@ def avg_pool2d(
 
     `count_include_pad` counts the zeros of `padding` in the mean. What ceil_mode adds beyond them never counts.
     """
-    kernel, strides, pads = _windows(x.shape, kernel_size, stride, padding, ceil_mode)
-    zero = np.zeros((), x.dtype)  # a constant also under jit: a traced zero would have no gradient
-    total = lax.reduce_window(x, zero, lax.add, (1, *kernel, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
+    windows = _windows(x.shape, kernel_size, stride, padding, ceil_mode)
+    total = _pool(native_sum_pool, x, windows)
     counts = [
-        _counts(size, k, s, p, total.shape[axis], count_include_pad)
-        for axis, size, k, s, p in zip((1, 2), x.shape[1:3], kernel, strides, pair(padding, 'padding'), strict=True)
+        _counts(size, k, s, p, out, count_include_pad)
+        for size, k, s, p, out in zip(
+            x.shape[1:3], windows.kernel, windows.stride, pair(padding, 'padding'), total.shape[1:3], strict=True
+        )
     ]
     return total / jnp.asarray(np.outer(*counts)[:, :, None], x.dtype)
 

@@ -18,9 +18,11 @@ from flaxzoo.layers.conv_lowering import (
     merged_conv,
     native_conv,
     pointwise_conv,
+    tap_conv,
     tap_kernel_gradient,
 )
 from flaxzoo.layers.conv_primitive import conv2d
+from tests.compiling import jit
 
 
 def relative(a, b):
@@ -92,8 +94,13 @@ def assert_equal(ours, theirs):
 
 def value_and_gradients(conv, x, kernel):
     """The value and both gradients for a cotangent that depends on the value, so that nothing is linear."""
-    value, pull = jax.vjp(conv, x, kernel)
-    return value, pull(jnp.cos(value))
+
+    @jit
+    def both(x, kernel):
+        value, pull = jax.vjp(conv, x, kernel)
+        return value, pull(jnp.cos(value))
+
+    return both(x, kernel)
 
 
 def assert_equal_with_gradients(lowering, x_shape, kernel_shape, geometry):
@@ -130,13 +137,25 @@ def test_pointwise_conv(case):
     assert_equal_with_gradients(partial(pointwise_conv, geometry=case[2]), *case)
 
 
+@settings(max_examples=10, deadline=None)
+@given(convolutions(groups=1))
+def test_tap_conv(case):
+    assert_equal_with_gradients(partial(tap_conv, geometry=case[2]), *case)
+
+
 @settings(max_examples=15, deadline=None)
 @given(convolutions(groups=1))
 def test_tap_kernel_gradient(case):
     x_shape, kernel_shape, geometry = case
     x, kernel = arrays(x_shape, kernel_shape)
-    value, pull = jax.vjp(lambda kernel: native_conv(x, kernel, geometry=geometry), kernel)
-    assert_equal(tap_kernel_gradient(x, value, like=jax.typeof(kernel), geometry=geometry), *pull(value))
+
+    @jit
+    def both(x, kernel):
+        value, pull = jax.vjp(lambda kernel: native_conv(x, kernel, geometry=geometry), kernel)
+        return tap_kernel_gradient(x, value, like=jax.typeof(kernel), geometry=geometry), *pull(value)
+
+    ours, theirs = both(x, kernel)
+    assert_equal(ours, theirs)
 
 
 @settings(max_examples=20, deadline=None)
@@ -183,14 +202,7 @@ TRANSFORMATIONS = {
     'shard_map, gradient of the image': lambda conv, x, k: _over_two_devices(
         lambda x, k: _gradients(conv)(x, k)[0], (P('batch'), P()), P('batch')
     )(x, k),
-    'explicit sharding': lambda conv, x, k: _explicitly_sharded(_gradients(conv), x, k),
 }
-
-
-def _explicitly_sharded(function, x, kernel):
-    mesh = jax.make_mesh((2,), ('batch',), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2])
-    with jax.set_mesh(mesh):
-        return jax.jit(function)(jax.reshard(x, P('batch')), jax.reshard(kernel, P()))
 
 
 @pytest.mark.parametrize('transformation', TRANSFORMATIONS)
@@ -200,7 +212,18 @@ def test_every_transformation_of_jax(case, transformation):
     x, kernel = arrays(x_shape, kernel_shape)
     transform = TRANSFORMATIONS[transformation]
     ours, theirs = partial(conv2d, geometry=geometry), partial(native_conv, geometry=geometry)
-    assert_equal(transform(ours, x, kernel), transform(theirs, x, kernel))
+    assert_equal(*(jit(partial(transform, conv))(x, kernel) for conv in (ours, theirs)))
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_explicit_sharding(case):
+    x_shape, kernel_shape, geometry = CASES[case]
+    x, kernel = arrays(x_shape, kernel_shape)
+    mesh = jax.make_mesh((2,), ('batch',), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        x, kernel = jax.reshard(x, P('batch')), jax.reshard(kernel, P())
+        convs = (partial(conv, geometry=geometry) for conv in (conv2d, native_conv))
+        assert_equal(*(jit(_gradients(conv))(x, kernel) for conv in convs))
 
 
 @pytest.mark.parametrize('fields', [{'groups': 4}, {'groups': 8}, {'kernel_size': 1, 'padding': 0}])

@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flaxzoo.layers import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_pool2d, max_pool2d
-from flaxzoo.layers.pool import _windows, native_max_pool, select_first_maximum, separable_max_pool
+from flaxzoo.layers.pool import _windows, native_max_pool, native_sum_pool, select_first_maximum, separable
+from tests.compiling import jit
 
 
 @st.composite
@@ -30,16 +31,22 @@ def windows(draw):
 
 def assert_like_torch(ours, theirs, x):
     """Value and gradient of both, for a random cotangent."""
+    inputs = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
+    expected = theirs(inputs)
+    cotangent = np.random.default_rng(2).normal(size=expected.shape)
+    expected.backward(torch.tensor(cotangent))
+    expected, expected_grad = (np.moveaxis(a.numpy(), 1, -1) for a in (expected.detach(), inputs.grad))
     with jax.enable_x64(True):
-        value, pull = jax.vjp(ours, jnp.asarray(x))
-        inputs = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
-        expected = theirs(inputs)
-        assert value.shape == tuple(np.moveaxis(expected.detach().numpy(), 1, -1).shape)
-        cotangent = np.random.default_rng(2).normal(size=value.shape)
-        (grad,) = pull(jnp.asarray(cotangent))
-    expected.backward(torch.tensor(np.moveaxis(cotangent, -1, 1).copy()))
-    np.testing.assert_allclose(value, np.moveaxis(expected.detach().numpy(), 1, -1), rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(grad, np.moveaxis(inputs.grad.numpy(), 1, -1), rtol=1e-12, atol=1e-13)
+
+        @jit
+        def both(x, cotangent):
+            value, pull = jax.vjp(ours, x)
+            return value, *pull(cotangent)
+
+        value, grad = both(jnp.asarray(x), jnp.asarray(np.moveaxis(cotangent, 1, -1)))
+    assert value.shape == expected.shape
+    np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-12, atol=1e-13)
 
 
 @settings(max_examples=20, deadline=None)
@@ -60,9 +67,34 @@ def test_the_lowerings_of_max_pool_are_equal(case):
         x, tangent = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)))
         x = jnp.maximum(x, 0)
         geometry = _windows(shape, *(fields[name] for name in ('kernel_size', 'stride', 'padding', 'ceil_mode')))
-        y, dy = jax.jvp(lambda x: native_max_pool(x, geometry), (x,), (tangent,))
-        np.testing.assert_array_equal(separable_max_pool(x, geometry), y)
-        np.testing.assert_array_equal(select_first_maximum(tangent, x, y, geometry), dy)
+
+        @jit
+        def both(x, tangent):
+            y, dy = jax.jvp(lambda x: native_max_pool(x, geometry), (x,), (tangent,))
+            return (separable(native_max_pool, x, geometry), select_first_maximum(tangent, x, y, geometry)), (y, dy)
+
+        ours, native = both(x, tangent)
+        for a, b in zip(ours, native, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@settings(max_examples=20, deadline=None)
+@given(windows())
+def test_the_lowerings_of_sums_are_equal(case):
+    shape, fields = case
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=shape))
+        geometry = _windows(shape, *(fields[name] for name in ('kernel_size', 'stride', 'padding', 'ceil_mode')))
+
+        @jit
+        def both(x):
+            y, pull = jax.vjp(lambda x: native_sum_pool(x, geometry), x)
+            ours, pull_ours = jax.vjp(lambda x: separable(native_sum_pool, x, geometry), x)
+            return (ours, *pull_ours(y)), (y, *pull(y))
+
+        ours, native = both(x)
+        for a, b in zip(ours, native, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
 
 
 def test_max_pool2d_in_forward_mode_and_to_second_order():
@@ -78,7 +110,7 @@ def test_max_pool2d_in_forward_mode_and_to_second_order():
             return (native_max_pool(x, geometry) ** 3).sum()
 
         for transform in (jax.grad, lambda f: lambda x: jax.jvp(f, (x,), (jnp.sin(x),))[1], jax.hessian):
-            np.testing.assert_allclose(transform(ours)(x), transform(native)(x), rtol=1e-12, atol=1e-13)
+            np.testing.assert_allclose(jit(transform(ours))(x), jit(transform(native))(x), rtol=1e-12, atol=1e-13)
 
 
 @settings(max_examples=20, deadline=None)

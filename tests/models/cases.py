@@ -1,9 +1,8 @@
 """Which images each network is tested on, and which networks `make test` runs numerically."""
 
 from fnmatch import fnmatch
-from functools import cache, partial
+from functools import cache
 
-import jax
 import numpy as np
 import pytest
 
@@ -38,10 +37,6 @@ FAST = (
 )
 
 ALL_MODELS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in flaxzoo.list_models()]
-
-
-# Compiling is most of the time of a test; these check the mathematics, not the compiler's speed.
-jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
 @cache

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import flaxzoo
-from tests.models.cases import ALL_MODELS, images, jit, labels, shapes
+from tests.compiling import jit
+from tests.models.cases import ALL_MODELS, images, labels, shapes
 
 pytestmark = pytest.mark.usefixtures('forget_compiled')
 

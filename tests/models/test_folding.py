@@ -8,7 +8,8 @@ from flax.traverse_util import flatten_dict
 
 import flaxzoo
 from flaxzoo.weights.convert import template
-from tests.models.cases import FAST, images, jit, shapes
+from tests.compiling import jit
+from tests.models.cases import FAST, images, shapes
 
 pytestmark = pytest.mark.usefixtures('forget_compiled')
 
