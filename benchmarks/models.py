@@ -41,8 +41,9 @@ class Result:
     peak_gib: float
 
     def cells(self) -> list[str]:
+        model = f'`{self.model}`'
         numbers = [f'{self.images_per_s:.4g}', f'{self.ratio_to_torch:.2f}', f'{self.first_call_s:.1f}']
-        return [f'`{self.model}`', self.library, str(self.ms), *numbers, f'{self.peak_gib:.2f}']
+        return [model, self.library, str(self.ms), *numbers, f'{self.peak_gib:.2f}']
 
 
 def measure(name: str, args: argparse.Namespace) -> list[Result]:

@@ -29,7 +29,7 @@ class Geometry(NamedTuple):
 MERGED_CHANNELS = 16
 
 # Each block is a convolution to compile, three with the gradients, and a loop over them is ten times slower. With at
-# most 16 a training step of ResNeXt-50 compiles in about half the time that it takes with 32, and runs as fast.
+# most 16 a training step of ResNeXt-50 compiles in about half the time that it takes with 32.
 MAX_BLOCKS = 16
 
 
