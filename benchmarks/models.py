@@ -33,7 +33,7 @@ class Result:
     """One line of the table."""
 
     model: str
-    library: str
+    package: str
     ms: Timing
     images_per_s: float
     ratio_to_torch: float
@@ -41,9 +41,8 @@ class Result:
     peak_gib: float
 
     def cells(self) -> list[str]:
-        model = f'`{self.model}`'
         numbers = [f'{self.images_per_s:.4g}', f'{self.ratio_to_torch:.2f}', f'{self.first_call_s:.1f}']
-        return [model, self.library, str(self.ms), *numbers, f'{self.peak_gib:.2f}']
+        return [f'`{self.model}`', self.package, str(self.ms), *numbers, f'{self.peak_gib:.2f}']
 
 
 def measure(name: str, args: argparse.Namespace) -> list[Result]:

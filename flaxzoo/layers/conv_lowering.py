@@ -70,7 +70,7 @@ def input_gradient(
     """Its gradient with respect to x for the CPU."""
     forward = _forward(kernel.shape, geometry)
     if forward is native_conv and cotangent.dtype == jnp.float64:
-        forward = tap_conv  # XLA has float64 loops for most geometries that take up to 20 times longer
+        forward = tap_conv  # XLA's float64 loops took 6 to 50 times longer unless 'same' with stride 1
     return _input_gradient_of(forward, cotangent, kernel, like, geometry)
 
 
@@ -79,7 +79,8 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.Shaped
     forward = _forward(like.shape, geometry)
     # The products over a batch of explicit sharding would need to be told where to sum; that is left to jax.
     sharded = any(jax.typeof(x).sharding.spec)
-    if not sharded and (forward is pointwise_conv or _taps_are_faster(forward, like.shape, cotangent.shape, geometry)):
+    dense = forward is native_conv and _taps_are_faster(like.shape, cotangent.shape, geometry)
+    if not sharded and (forward is pointwise_conv or dense):
         return tap_kernel_gradient(x, cotangent, like=like, geometry=geometry)
     return _kernel_gradient_of(forward, x, cotangent, like, geometry)
 
@@ -142,13 +143,13 @@ def _forward(kernel_shape: tuple[int, ...], geometry: Geometry):
     return depthwise_conv if kernel_shape[2] == 1 and kernel_shape[3] == groups else merged_conv
 
 
-def _taps_are_faster(forward, kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, ...], geometry) -> bool:
+def _taps_are_faster(kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, ...], geometry: Geometry) -> bool:
     """As `benchmarks.levers` shows: up to 3 times over large images, no gain over 14x14 unless strided.
 
     A loss for the many taps of 5x5 and 7x7.
     """
     large = cotangent_shape[1] * cotangent_shape[2] >= 200
-    return forward is native_conv and kernel_shape[0] * kernel_shape[1] <= 9 and (large or geometry.stride != (1, 1))
+    return kernel_shape[0] * kernel_shape[1] <= 9 and (large or geometry.stride != (1, 1))
 
 
 def _input_gradient_of(forward, cotangent, kernel, like, geometry):

@@ -170,6 +170,18 @@ def test_the_chosen_lowering_over_a_large_image():
     assert_equal_with_gradients(partial(conv2d, geometry=geometry), (2, 31, 17, 3), (3, 3, 3, 4), geometry)
 
 
+@pytest.mark.parametrize('kernel', [(3, 3), (5, 5)])
+@pytest.mark.parametrize('stride', [(1, 1), (2, 1)])
+def test_the_chosen_lowering_in_float32(kernel, stride):
+    """Where the gradients of the image are XLA's; in float64 they are products a tap."""
+    x, kernel = (a.astype(jnp.float32) for a in arrays((2, 11, 9, 3), (*kernel, 3, 4)))
+    geometry = Geometry(stride, padding=(1, 1))
+    runs = [value_and_gradients(partial(conv, geometry=geometry), x, kernel) for conv in (conv2d, native_conv)]
+    for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
+        assert a.dtype == jnp.float32
+        assert relative(a, b) < 1e-5
+
+
 CASES = {
     'dense': ((2, 9, 8, 3), (3, 3, 3, 5), Geometry(padding=(1, 1))),
     'pointwise': ((2, 9, 8, 3), (1, 1, 3, 5), Geometry(stride=(2, 2))),
