@@ -1,9 +1,14 @@
 """One convolution and its gradients, several lowerings of the same mathematics; this file alone chooses between them.
 
-`conv_primitive.py` gives GPUs and TPUs XLA's native convolution, and the CPU what is chosen here: XLA's CPU backend
-lowers the kernel gradient of a grouped convolution to a dense convolution that multiplies zeros, is faster at matrix
-products than at 1x1 convolutions, and slow at kernel gradients over large images. `python -m benchmarks.grouped_conv`
-and `python -m benchmarks.levers` print what the choices are worth.
+`conv_primitive.py` gives GPUs and TPUs XLA's native convolution, and the CPU what is chosen here. There XLA
+
+- gives two-dimensional convolutions and matrix products to YNNPACK, which is slower at nearly all shapes of these
+  networks, up to eight times, than the Eigen that XLA falls back to where YNNPACK cannot do a thing,
+- computes the input gradient of a strided convolution by multiplying inserted zeros, in float64 in plain loops,
+- lowers the kernel gradient of a grouped convolution to a dense convolution that multiplies zeros,
+- is slow at kernel gradients over large images.
+
+`python -m benchmarks.levers` and `python -m benchmarks.grouped_conv` print what the choices are worth.
 """
 
 from typing import NamedTuple
@@ -12,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxzoo.layers.products import product, transposed_product
 from flaxzoo.layers.taps import Pair, taps
+from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
 
 
 class Geometry(NamedTuple):
@@ -61,33 +68,84 @@ def native_kernel_gradient(
 
 def conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     """The convolution for the CPU."""
-    return _forward(kernel.shape, geometry)(x, kernel, geometry=geometry)
+    return _forward(kernel, geometry)(x, kernel, geometry=geometry)
+
+
+def flipped_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """`conv` with the kernel that a gradient has: `kernel: (kh, kw, O, C)` flipped in height and width."""
+    flipped = kernel[::-1, ::-1]
+    forward = _forward(kernel, geometry)
+    if forward is pointwise_conv:
+        return product(x, kernel[0, 0], transpose=True)
+    if forward is plain_winograd_conv:
+        return winograd_conv(x, flipped, geometry.padding, transpose=True)
+    return forward(x, flipped.swapaxes(2, 3), geometry=geometry)
 
 
 def input_gradient(
     cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
     """Its gradient with respect to x for the CPU."""
-    forward = _forward(kernel.shape, geometry)
-    if forward is native_conv and cotangent.dtype == jnp.float64:
-        forward = tap_conv  # XLA's float64 loops took 6 to 50 times longer unless 'same' with stride 1
-    return _input_gradient_of(forward, cotangent, kernel, like, geometry)
+    if geometry.groups == 1 and all(1 in pair for pair in zip(geometry.stride, geometry.dilation, strict=True)):
+        return phase_input_gradient(cotangent, kernel, like=like, geometry=geometry)
+    return _input_gradient_of(_forward(kernel, geometry), cotangent, kernel, like, geometry)
 
 
 def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry) -> jax.Array:
     """Its gradient with respect to the kernel for the CPU."""
-    forward = _forward(like.shape, geometry)
-    # The products over a batch of explicit sharding would need to be told where to sum; that is left to jax.
-    sharded = any(jax.typeof(x).sharding.spec)
-    dense = forward is native_conv and _taps_are_faster(like.shape, cotangent.shape, geometry)
-    if not sharded and (forward is pointwise_conv or dense):
+    if geometry.groups > 1:
+        return _kernel_gradient_of(_forward(like, geometry), x, cotangent, like, geometry)
+    if _is_winograds(like, geometry):
+        return winograd_kernel_gradient(x, cotangent, geometry.padding)
+    if _taps_are_faster(like.shape, cotangent.shape, geometry):
         return tap_kernel_gradient(x, cotangent, like=like, geometry=geometry)
-    return _kernel_gradient_of(forward, x, cotangent, like, geometry)
+    return native_kernel_gradient(x, cotangent, like=like, geometry=geometry)
 
 
 def pointwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     """A 1x1 convolution without padding as a matrix product."""
-    return x[:, :: geometry.stride[0], :: geometry.stride[1]] @ kernel[0, 0]
+    return product(x[:, :: geometry.stride[0], :: geometry.stride[1]], kernel[0, 0])
+
+
+def plain_winograd_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A 3x3 convolution of stride 1 by Winograd's products."""
+    return winograd_conv(x, kernel, geometry.padding)
+
+
+def wide_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A dense convolution of stride 1 with padding added until the result is wider than the image, then cut off.
+
+    That is what YNNPACK cannot do.
+    """
+    reach = [d * (k - 1) - 2 * p for d, k, p in zip(geometry.dilation, kernel.shape, geometry.padding, strict=False)]
+    more = [max(0, r + 1) for r in reach]
+    axis = int(more[1] / x.shape[2] < more[0] / x.shape[1])  # of the two the one with less to add
+    more[1 - axis] = 0
+    y = lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=[(p, p + m) for p, m in zip(geometry.padding, more, strict=True)],
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return y[:, : y.shape[1] - more[0], : y.shape[2] - more[1]]
+
+
+def row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A dense convolution as a one-dimensional one over rows, whose channels are the channels of all rows it meets."""
+    height, width, inputs, outputs = kernel.shape
+    (down, right), (above, beside), (dilation, across), _ = geometry
+    rows = jnp.concatenate(taps(x, (height, 1), (down, 1), ((above, above), (0, 0)), (dilation, 1)), -1)
+    y = lax.conv_general_dilated(
+        rows.reshape(-1, *rows.shape[2:]),
+        kernel.transpose(1, 0, 2, 3).reshape(width, height * inputs, outputs),
+        window_strides=(right,),
+        padding=[(beside, beside)],
+        rhs_dilation=(across,),
+        dimension_numbers=('NWC', 'WIO', 'NWC'),
+    )
+    return y.reshape(*rows.shape[:2], *y.shape[1:])
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
@@ -115,32 +173,74 @@ def merged_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, channels
     return jnp.concatenate(parts, -1)
 
 
-def tap_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """A dense convolution as a sum of matrix products, one a tap."""
-    weights = kernel.reshape(-1, *kernel.shape[2:])
-    return sum(pixels @ weight for pixels, weight in zip(_taps(x, kernel.shape, geometry), weights, strict=True))
+def phase_input_gradient(
+    cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
+) -> jax.Array:
+    """The input gradient of a dense convolution as convolutions of stride 1 of the cotangent.
+
+    One for each phase of the stride: pixels of x that are a stride apart meet the same taps of the kernel. A strided
+    axis must not be dilated.
+    """
+    grid = [[(row, column) for column in range(geometry.stride[1])] for row in range(geometry.stride[0])]
+    phases = [[_phase_gradient(cotangent, kernel, like, geometry, phase) for phase in row] for row in grid]
+    x = jnp.stack([jnp.stack(row, 3) for row in phases], 2)
+    x = x.reshape(len(x), x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], -1)
+    return x[:, : like.shape[1], : like.shape[2]]
+
+
+def _phase_gradient(
+    cotangent: jax.Array, kernel: jax.Array, like: jax.core.ShapedArray, geometry: Geometry, phase: Pair
+) -> jax.Array:
+    """The gradient of the pixels `phase + i * stride`: (N, ceil(H / stride), ceil(W / stride), C)."""
+    axes = zip(phase, *geometry[:3], kernel.shape, like.shape[1:3], cotangent.shape[1:3], strict=False)
+    meeting, pads, sizes = [], [], []
+    for first, stride, padding, dilation, length, size, outputs in axes:
+        begin, tap = divmod(first + padding, stride)  # these pixels meet the taps tap, tap + stride, ...
+        count = len(range(tap, length, stride))
+        reach, pixels = dilation * (count - 1), -(-size // stride)
+        meeting.append(slice(tap, length, stride))
+        pads.append((reach - begin, pixels + begin - outputs))
+        sizes.append(pixels)
+    kernel = kernel[tuple(meeting)]
+    if not kernel.size:
+        return jnp.zeros((len(cotangent), *sizes, kernel.shape[2]), cotangent.dtype)
+    geometry = Geometry(dilation=geometry.dilation)
+    if all(low == high >= 0 for low, high in pads):
+        geometry = geometry._replace(padding=tuple(low for low, _ in pads))
+    else:
+        cotangent = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))
+    return flipped_conv(cotangent, kernel, geometry=geometry)
 
 
 def tap_kernel_gradient(
     x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
     """The kernel gradient of a dense convolution as matrix products, one a tap, summed over all pixels."""
-    shape = like.shape
-    y = cotangent.reshape(-1, shape[3])
-    products = []
-    for pixels in _taps(x, shape, geometry):
-        rows = pixels.reshape(-1, shape[2])
-        # The first factor gets transposed in memory, so it is the narrower one.
-        products.append(rows.T @ y if shape[2] <= shape[3] else (y.T @ rows).T)
-    return jnp.stack(products).reshape(shape)
+    products = [transposed_product(pixels, cotangent) for pixels in _taps(x, like.shape, geometry)]
+    return jnp.stack(products).reshape(like.shape)
 
 
-def _forward(kernel_shape: tuple[int, ...], geometry: Geometry):
+def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
     """The function of this module that computes such a convolution fastest on the CPU."""
-    groups = geometry.groups
-    if groups == 1:
-        return pointwise_conv if kernel_shape[:2] == (1, 1) and geometry.padding == (0, 0) else native_conv
-    return depthwise_conv if kernel_shape[2] == 1 and kernel_shape[3] == groups else merged_conv
+    if geometry.groups > 1:
+        return depthwise_conv if kernel.shape[2] == 1 and kernel.shape[3] == geometry.groups else merged_conv
+    if kernel.shape[:2] == (1, 1) and geometry.padding == (0, 0):
+        return pointwise_conv
+    if kernel.dtype != jnp.float32:
+        return native_conv
+    if _is_winograds(kernel, geometry):
+        return plain_winograd_conv
+    if geometry.stride == (1, 1):
+        return wide_conv
+    # Few channels make short rows of memory, which joining them amends.
+    return row_conv if kernel.shape[2] <= 4 else native_conv
+
+
+def _is_winograds(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
+    """Whether the products that Winograd saves outweigh the sums of the transforms, as `benchmarks.levers` shows."""
+    height, width, inputs, outputs = kernel.shape
+    plain = (height, width) == (3, 3) and geometry == Geometry(padding=geometry.padding)
+    return plain and kernel.dtype == jnp.float32 and inputs * outputs >= 24 * (inputs + outputs)
 
 
 def _taps_are_faster(kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, ...], geometry: Geometry) -> bool:
@@ -148,6 +248,8 @@ def _taps_are_faster(kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, 
 
     A loss for the many taps of 5x5 and 7x7.
     """
+    if kernel_shape[:2] == (1, 1):
+        return geometry.padding == (0, 0)
     large = cotangent_shape[1] * cotangent_shape[2] >= 200
     return kernel_shape[0] * kernel_shape[1] <= 9 and (large or geometry.stride != (1, 1))
 

@@ -14,7 +14,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxzoo.layers import conv_lowering as cpu
+from flaxzoo.layers import conv_lowering
 from flaxzoo.layers.conv_lowering import (
     Geometry,
     native_conv,
@@ -40,23 +40,28 @@ def _primitive(name: str, native: Callable, on_cpu: Callable) -> Primitive:
     def result(*avals, **params):
         return jax.make_jaxpr(partial(native, **params))(*avals).out_avals[0]
 
+    def cpu(*args, **params):
+        # The reshapes of `on_cpu` would need to be told how their results are sharded where the user does that themselves.
+        explicit = any(any(jax.typeof(arg).sharding.spec) for arg in args)
+        return (native if explicit else on_cpu)(*args, **params)
+
     def batch(args, axes, **params):
         def either(*args):
-            return lax.platform_dependent(*args, cpu=partial(on_cpu, **params), default=partial(native, **params))
+            return lax.platform_dependent(*args, cpu=partial(cpu, **params), default=partial(native, **params))
 
         return jax.vmap(either, axes)(*args), 0
 
     primitive.def_impl(lambda *args, **params: compiled(**params)(*args))
     primitive.def_abstract_eval(result)
     mlir.register_lowering(primitive, mlir.lower_fun(native, multiple_results=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform='cpu')
+    mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform='cpu')
     batching.primitive_batchers[primitive] = batch
     return primitive
 
 
-value_p = _primitive('conv2d', native_conv, cpu.conv)
-input_gradient_p = _primitive('conv2d_input_gradient', native_input_gradient, cpu.input_gradient)
-kernel_gradient_p = _primitive('conv2d_kernel_gradient', native_kernel_gradient, cpu.kernel_gradient)
+value_p = _primitive('conv2d', native_conv, conv_lowering.conv)
+input_gradient_p = _primitive('conv2d_input_gradient', native_input_gradient, conv_lowering.input_gradient)
+kernel_gradient_p = _primitive('conv2d_kernel_gradient', native_kernel_gradient, conv_lowering.kernel_gradient)
 
 
 def _input_gradient(cotangent, x, kernel, geometry):

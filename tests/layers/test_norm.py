@@ -74,7 +74,7 @@ def test_a_large_mean_does_not_cancel():
     """Mean 1e4 with variance 1 in float32: E[x^2] - E[x]^2 would lose every digit."""
     x = 1e4 + jax.random.normal(jax.random.key(0), (4, 16, 16, 2))
     y, _ = BatchNorm().init_with_output(jax.random.key(0), x, train=True)
-    np.testing.assert_allclose(np.asarray(y, np.float64).var((0, 1, 2)), 1, rtol=1e-2)
+    np.testing.assert_allclose(np.asarray(y, np.float64).var((0, 1, 2)), 1, rtol=2e-3)
 
 
 def test_statistics_of_bfloat16_are_computed_in_float32():
