@@ -41,7 +41,7 @@ def _primitive(name: str, native: Callable, on_cpu: Callable) -> Primitive:
         return jax.make_jaxpr(partial(native, **params))(*avals).out_avals[0]
 
     def cpu(*args, **params):
-        # The reshapes of `on_cpu` would need to be told how their results are sharded where the user does that themselves.
+        # With explicit sharding the reshapes of `on_cpu` would need to be told how their results are sharded.
         explicit = any(any(jax.typeof(arg).sharding.spec) for arg in args)
         return (native if explicit else on_cpu)(*args, **params)
 
