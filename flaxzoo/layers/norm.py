@@ -1,12 +1,42 @@
 """Normalisation with torch's conventions."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of `x: (..., C)` over all axes but the last, and over the devices of `axis_name`: (C,).
+
+    Neither they nor their derivatives need an array x - mean in memory, so that on the CPU a norm with its gradients
+    takes half the time (`python -m benchmarks.levers 'batch norm*'`): the variance is taken about the mean of the first
+    image and corrected for its distance from that of the batch. About zero a large mean would cancel every digit.
+    """
+    axes = tuple(range(x.ndim - 1))
+    near, local = x[0].mean(axes[:-1]), x.mean(axes)
+    mean = _over_devices(local, axis_name)
+    variance = jnp.square(x - near).mean(axes) - (mean - near) * (2 * local - mean - near)
+    return mean, jnp.maximum(_over_devices(variance, axis_name), 0)
+
+
+@batch_moments.defjvp
+def _batch_moments_jvp(axis_name: str | None, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    (x,), (tangent,) = primals, tangents
+    axes = tuple(range(x.ndim - 1))
+    mean, variance = batch_moments(x, axis_name)
+    of_mean = _over_devices(tangent.mean(axes), axis_name)
+    of_variance = 2 * (_over_devices((x * tangent).mean(axes), axis_name) - mean * of_mean)
+    return (mean, variance), (of_mean, of_variance)
+
+
+def _over_devices(values: jax.Array, axis_name: str | None) -> jax.Array:
+    return lax.pmean(values, axis_name) if axis_name else values
 
 
 class BatchNorm(nn.Module):
@@ -68,7 +98,6 @@ class BatchNorm(nn.Module):
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
         """Mean, biased variance and number of values a channel, over all devices of `axis_name`."""
-        axes = tuple(range(x.ndim - 1))
         # At init there is no mapped axis to share over, and the values do not matter.
         axis_name = None if self.is_initializing() else self.axis_name
         count = x.size // x.shape[-1] * (lax.axis_size(axis_name) if axis_name else 1)
@@ -77,16 +106,7 @@ class BatchNorm(nn.Module):
                 f'{"/".join(self.path)}: batch statistics need more than one value a channel in training, '
                 f'got x of shape {x.shape}; use a larger batch or image, or BatchNorm(frozen=True)'
             )
-        # The variance about the first image's mean, corrected for the distance from the batch's, needs no array
-        # x - mean: on the CPU a norm with its gradients takes half the time (`python -m benchmarks.levers 'batch
-        # norm*'`). Any value gives the same variance, hence no gradient; one near the mean cancels few digits.
-        near = lax.stop_gradient(x[0].mean(axes[:-1]))
-        local = x.mean(axes)
-        m = lax.pmean(local, axis_name) if axis_name else local
-        v = jnp.square(x - near).mean(axes) - (m - near) * (2 * local - m - near)
-        if axis_name:
-            v = lax.pmean(v, axis_name)
-        return m, jnp.maximum(v, 0), count
+        return *batch_moments(x, axis_name), count
 
     def _update(self, running: nn.Variable, batch: jax.Array) -> None:
         batch = lax.stop_gradient(batch).astype(running.value.dtype)
