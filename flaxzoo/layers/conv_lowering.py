@@ -39,6 +39,11 @@ MERGED_CHANNELS = 16
 # most 16 a training step of ResNeXt-50 compiles in about half the time that it takes with 32.
 MAX_BLOCKS = 16
 
+# Ratios C * O / (C + O) from which Winograd's algorithm is faster (`python -m benchmarks.levers '*winograd*'`); that of
+# 48 -> 48 channels, and for the kernel gradient, whose alternatives are slower, that of 32 -> 32.
+WINOGRAD_CHANNELS = 24
+WINOGRAD_GRADIENT_CHANNELS = 16
+
 
 def native_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     return lax.conv_general_dilated(
@@ -95,7 +100,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.Shaped
     """Its gradient with respect to the kernel for the CPU."""
     if geometry.groups > 1:
         return _kernel_gradient_of(_forward(like, geometry), x, cotangent, like, geometry)
-    if _is_winograds(like, geometry):
+    if _is_winograds(like, geometry, WINOGRAD_GRADIENT_CHANNELS):
         return winograd_kernel_gradient(x, cotangent, geometry.padding)
     if _taps_are_faster(like.shape, cotangent.shape, geometry):
         return tap_kernel_gradient(x, cotangent, like=like, geometry=geometry)
@@ -228,7 +233,7 @@ def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
         return pointwise_conv
     if kernel.dtype != jnp.float32:
         return native_conv
-    if _is_winograds(kernel, geometry):
+    if _is_winograds(kernel, geometry, WINOGRAD_CHANNELS):
         return plain_winograd_conv
     if geometry.stride == (1, 1):
         return wide_conv
@@ -236,11 +241,14 @@ def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
     return row_conv if kernel.shape[2] <= 4 else native_conv
 
 
-def _is_winograds(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
-    """Whether the products that Winograd saves outweigh the sums of the transforms, as `benchmarks.levers` shows."""
+def _is_winograds(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry, channels: int) -> bool:
+    """Whether Winograd's algorithm can do it, with channels enough to outweigh the sums of its transforms.
+
+    The arithmetic saved goes with C * O, the additional memory written with C + O; `channels` bounds their ratio.
+    """
     height, width, inputs, outputs = kernel.shape
     plain = (height, width) == (3, 3) and geometry == Geometry(padding=geometry.padding)
-    return plain and kernel.dtype == jnp.float32 and inputs * outputs >= 24 * (inputs + outputs)
+    return plain and kernel.dtype == jnp.float32 and inputs * outputs >= channels * (inputs + outputs)
 
 
 def _taps_are_faster(kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, ...], geometry: Geometry) -> bool:

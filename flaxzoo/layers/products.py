@@ -6,28 +6,42 @@ from jax import lax
 
 
 def product(x: jax.Array, matrix: jax.Array, transpose: bool = False) -> jax.Array:
-    """`x: (..., C)` times `matrix: (C, O)`, or times the transpose of `matrix: (O, C)`: (..., O).
+    """`x: (N, ..., C)` times `matrix: (C, O)`, or times the transpose of `matrix: (O, C)`: (N, ..., O).
 
     In float32 it is written as a one-dimensional convolution: of matrix products XLA makes calls of YNNPACK, which take
     up to 1.7 times as long as what it does with this (`python -m benchmarks.levers 'product*'`).
     """
-    rows = x.reshape(-1, x.shape[-1])  # as in `transposed_product`, lest XLA compute x once for each shape
-    if transpose and matrix.size > len(rows):
-        # Transposing the matrix in memory would take longer.
-        y = lax.dot_general(rows, matrix, (((1,), (1,)), ((), ())))
+    rows = _halves(x)
+    if transpose and matrix.size * rows.shape[2] > rows.size:
+        # More weights than pixels: transposing the matrix in memory would take longer.
+        y = lax.dot_general(rows, matrix, (((2,), (1,)), ((), ())))
     else:
         matrix = matrix.T if transpose else matrix
         if x.dtype == jnp.float32:
-            y = lax.conv_general_dilated(
-                rows[None], matrix[None], (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC')
-            )
+            y = lax.conv_general_dilated(rows, matrix[None], (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC'))
         else:
             y = rows @ matrix
     return y.reshape(*x.shape[:-1], -1)
 
 
 def transposed_product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The sum over all pixels of `x: (..., C)` times `y: (..., O)`: (C, O)."""
-    rows, columns = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    """The sum over all pixels of `x: (N, ..., C)` times `y: (N, ..., O)`: (C, O)."""
+    rows, columns = _halves(x), _halves(y)
     # The first factor gets transposed in memory, so it is the narrower one.
-    return rows.T @ columns if rows.shape[1] <= columns.shape[1] else (columns.T @ rows).T
+    if rows.shape[2] <= columns.shape[2]:
+        return _total(jnp.einsum('npc,npo->nco', rows, columns))
+    return _total(jnp.einsum('npo,npc->noc', columns, rows)).T
+
+
+def _halves(x: jax.Array) -> jax.Array:
+    """(N, ..., C) -> (2, pixels, C), or (1, pixels, C) if N is odd.
+
+    Convolutions need three axes, and matrix products keep a leading one unless it is of length 1. With the same shape
+    for both, XLA computes an x that both read, such as a ReLU, once.
+    """
+    return x.reshape(2 - len(x) % 2, -1, x.shape[-1])
+
+
+def _total(halves: jax.Array) -> jax.Array:
+    """The sum over the first axis; `halves.sum(0)` takes ten times as long."""
+    return halves[0] + halves[1] if len(halves) == 2 else halves[0]
