@@ -18,14 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import interleave, table
+from flaxzoo.layers import BatchNorm
 from flaxzoo.layers.conv_lowering import (
     Geometry,
     depthwise_conv,
     native_conv,
+    native_input_gradient,
+    native_kernel_gradient,
+    phase_input_gradient,
+    plain_winograd_conv,
     pointwise_conv,
+    row_conv,
     tap_kernel_gradient,
+    wide_conv,
 )
 from flaxzoo.layers.pool import Windows, native_max_pool, native_sum_pool, select_first_maximum, separable
+from flaxzoo.layers.products import product
+from flaxzoo.layers.winograd import winograd_kernel_gradient
 
 BATCH = 8
 
@@ -45,16 +54,46 @@ def forward(name: str, lowering: Callable, x: tuple, kernel: tuple, **fields) ->
     return Lever(name, *functions, ((BATCH, *x), kernel))
 
 
-def kernel_gradient(name: str, x: tuple, kernel: tuple, **fields) -> Lever:
-    """The gradient as autodiff gives it, against a matrix product a tap."""
+def matrix_product(name: str, x: tuple, matrix: tuple) -> Lever:
+    return Lever(name, jnp.matmul, product, ((BATCH, *x), matrix))
+
+
+def gradient(name: str, native: Callable, ours: Callable, x: tuple, kernel: tuple, **fields) -> Lever:
+    """The gradient of a convolution, as autodiff gives it and by `ours`."""
     geometry = Geometry(**fields)
-    x, like = (BATCH, *x), jax.core.ShapedArray(kernel, np.dtype('float32'))
-    y = jax.eval_shape(partial(native_conv, geometry=geometry), jax.ShapeDtypeStruct(x, 'float32'), like)
+    x, kernel = (jax.ShapeDtypeStruct(shape, 'float32') for shape in ((BATCH, *x), kernel))
+    y = jax.eval_shape(partial(native_conv, geometry=geometry), x, kernel)
+    like, shapes = (kernel, (x.shape, y.shape)) if native is native_kernel_gradient else (x, (y.shape, kernel.shape))
+    like = jax.core.ShapedArray(like.shape, like.dtype)
+    return Lever(name, *(partial(f, like=like, geometry=geometry) for f in (native, ours)), shapes)
 
-    def native(x, cotangent):
-        return jax.linear_transpose(lambda kernel: native_conv(x, kernel, geometry=geometry), like)(cotangent)[0]
 
-    return Lever(name, native, partial(tap_kernel_gradient, like=like, geometry=geometry), (x, y.shape))
+tap_gradient = partial(gradient, native=native_kernel_gradient, ours=tap_kernel_gradient)
+phase_gradient = partial(gradient, native=native_input_gradient, ours=phase_input_gradient)
+winograd_gradient = partial(
+    gradient,
+    native=native_kernel_gradient,
+    ours=lambda x, cotangent, like, geometry: winograd_kernel_gradient(x, cotangent, geometry.padding),
+)
+
+
+def batch_norm_gradients(name: str, x: tuple) -> Lever:
+    """A batch norm with a ReLU and their gradients: by the array x - mean, and BatchNorm."""
+
+    def plain(x):
+        centred = x - x.mean((0, 1, 2))
+        return centred * jax.lax.rsqrt(jnp.square(centred).mean((0, 1, 2)) + 1e-5)
+
+    def ours(x):
+        layer = BatchNorm(affine=False)
+        stats = {'mean': jnp.zeros(x.shape[-1]), 'var': jnp.ones(x.shape[-1])}
+        return layer.apply({'batch_stats': stats}, x, train=True, mutable=['batch_stats'])[0]
+
+    def with_gradients(norm, x, cotangent):
+        y, pull = jax.vjp(lambda x: jax.nn.relu(norm(x)), x)
+        return y, pull(cotangent)
+
+    return Lever(name, *(partial(with_gradients, f) for f in (plain, ours)), ((BATCH, *x), (BATCH, *x)))
 
 
 def depthwise_gradients(name: str, x: tuple, kernel: tuple, **fields) -> Lever:
@@ -89,14 +128,27 @@ SAME = {'padding': (1, 1)}
 LEVERS = (
     forward('1x1 as product, 64 -> 256 @56', pointwise_conv, (56, 56, 64), (1, 1, 64, 256)),
     forward('1x1 as product, 256 -> 64 @56', pointwise_conv, (56, 56, 256), (1, 1, 256, 64)),
-    kernel_gradient('1x1 kernel gradient, 64 -> 256 @56', (56, 56, 64), (1, 1, 64, 256)),
-    kernel_gradient('1x1 kernel gradient, 1024 -> 256 @14', (14, 14, 1024), (1, 1, 1024, 256)),
-    kernel_gradient('3x3 kernel gradient, 64 -> 64 @112', (112, 112, 64), (3, 3, 64, 64), **SAME),
-    kernel_gradient('3x3 kernel gradient, 256 -> 256 @56', (56, 56, 256), (3, 3, 256, 256), **SAME),
-    kernel_gradient('3x3 kernel gradient, 128 -> 128 @28', (28, 28, 128), (3, 3, 128, 128), **SAME),
-    kernel_gradient('3x3 kernel gradient, 256 -> 256 @14 (kept)', (14, 14, 256), (3, 3, 256, 256), **SAME),
-    kernel_gradient('3x3 s2 kernel gradient, 512 -> 512 @14', (14, 14, 512), (3, 3, 512, 512), stride=(2, 2), **SAME),
-    kernel_gradient('7x7 s2 kernel gradient, 3 -> 64 @224 (kept)', (224, 224, 3), (7, 7, 3, 64), stride=(2, 2)),
+    matrix_product('product, 64 -> 256 @56', (56, 56, 64), (64, 256)),
+    matrix_product('product, 288 -> 64 @35', (35, 35, 288), (288, 64)),
+    matrix_product('product, 1024 -> 256 @14', (14, 14, 1024), (1024, 256)),
+    forward('winograd, 64 -> 64 @56', plain_winograd_conv, (56, 56, 64), (3, 3, 64, 64), **SAME),
+    forward('winograd, 128 -> 128 @28', plain_winograd_conv, (28, 28, 128), (3, 3, 128, 128), **SAME),
+    forward('winograd, 512 -> 512 @7', plain_winograd_conv, (7, 7, 512), (3, 3, 512, 512), **SAME),
+    forward('wide, 3x3 32 -> 32 @149', wide_conv, (149, 149, 32), (3, 3, 32, 32)),
+    forward('wide, 5x5 48 -> 64 @35', wide_conv, (35, 35, 48), (5, 5, 48, 64), padding=(2, 2)),
+    forward('wide, 1x7 192 -> 192 @17', wide_conv, (17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
+    forward('rows, 7x7 s2 3 -> 64 @224', row_conv, (224, 224, 3), (7, 7, 3, 64), stride=(2, 2), padding=(3, 3)),
+    forward('rows, 3x3 s2 3 -> 32 @299', row_conv, (299, 299, 3), (3, 3, 3, 32), stride=(2, 2)),
+    tap_gradient('1x1 kernel gradient, 64 -> 256 @56', x=(56, 56, 64), kernel=(1, 1, 64, 256)),
+    tap_gradient('1x1 kernel gradient, 1024 -> 256 @14', x=(14, 14, 1024), kernel=(1, 1, 1024, 256)),
+    tap_gradient('3x3 s2 kernel gradient, 512 @14', x=(14, 14, 512), kernel=(3, 3, 512, 512), stride=(2, 2), **SAME),
+    tap_gradient('7x7 s2 kernel gradient, 3 -> 64 @224 (kept)', x=(224, 224, 3), kernel=(7, 7, 3, 64), stride=(2, 2)),
+    winograd_gradient('winograd kernel gradient, 32 -> 64 @147', x=(147, 147, 32), kernel=(3, 3, 32, 64), **SAME),
+    winograd_gradient('winograd kernel gradient, 128 @28', x=(28, 28, 128), kernel=(3, 3, 128, 128), **SAME),
+    winograd_gradient('winograd kernel gradient, 512 @7', x=(7, 7, 512), kernel=(3, 3, 512, 512), **SAME),
+    phase_gradient('3x3 s2 input gradient, 128 @56', x=(56, 56, 128), kernel=(3, 3, 128, 128), stride=(2, 2), **SAME),
+    batch_norm_gradients('batch norm and ReLU with gradients, 256 @56', (56, 56, 256)),
+    batch_norm_gradients('batch norm and ReLU with gradients, 1024 @14', (14, 14, 1024)),
     forward('depthwise, 128 @56', depthwise_conv, (56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
     depthwise_gradients('depthwise gradients, 128 @56', (56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
     pool('average pool 3x3 s1, 192 @35', native_sum_pool, (35, 35, 192), SAME_POOL),
