@@ -110,7 +110,8 @@ class ResNet(nn.Module):
       num_classes: width of the head `fc`.
       groups, width_per_group: the ResNeXt cardinality and width (or the Wide ResNet width).
       replace_stride_with_dilation: for each stage after the first, dilate instead of stride.
-      stem: 'imagenet' (7x7 stride 2 and a max pool) or 'cifar' (3x3, full resolution).
+      stem: 'imagenet' (7x7 stride 2 and a max pool), 'space_to_depth' (the same numbers, computed over blocks of 2x2
+        pixels, for hardware that is slow at three channels) or 'cifar' (3x3, full resolution).
       zero_init_residual: start every block as the identity.
       norm_layer: builds the normalisation, for example `partial(BatchNorm, axis_name='batch')`.
       attn_layer: builds a block's attention from its width, for example `squeeze_excite`.
@@ -132,8 +133,8 @@ class ResNet(nn.Module):
     image_size: int = 224
 
     def __post_init__(self) -> None:
-        if self.stem not in ('imagenet', 'cifar'):
-            raise ValueError(f"stem must be 'imagenet' or 'cifar', got {self.stem!r}")
+        if self.stem not in ('imagenet', 'space_to_depth', 'cifar'):
+            raise ValueError(f"stem must be 'imagenet', 'space_to_depth' or 'cifar', got {self.stem!r}")
         if len(self.replace_stride_with_dilation) < len(self.layers) - 1:
             raise ValueError(
                 'replace_stride_with_dilation needs one value for each stage after the first: '
@@ -143,12 +144,13 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        if self.stem == 'imagenet':
-            x = conv(64, 7, stride=2, padding=3, name='conv1')(x)
-        else:
+        if self.stem == 'cifar':
             x = conv(64, 3, padding=1, name='conv1')(x)
+        else:
+            blocks = self.stem == 'space_to_depth'
+            x = conv(64, 7, stride=2, padding=3, space_to_depth=blocks, name='conv1')(x)
         x = nn.relu(self.norm_layer(name='bn1')(x, train))
-        if self.stem == 'imagenet':
+        if self.stem != 'cifar':
             x = max_pool2d(x, 3, stride=2, padding=1)
         dilation = 1
         for stage, blocks in enumerate(self.layers):

@@ -187,11 +187,35 @@ def test_phase_input_gradient(case):
     assert_equal(*both)
 
 
+@pytest.mark.parametrize(
+    ('kernel', 'fields'),
+    [
+        (7, {'stride': 2, 'padding': 3}),
+        (3, {'stride': 2}),
+        ((4, 3), {'stride': (2, 3), 'padding': (0, 1)}),
+        (1, {'stride': 2}),
+    ],
+)
+@pytest.mark.parametrize('size', [(20, 17), (19, 24)])
+def test_space_to_depth_is_exact(size, kernel, fields):
+    x = arrays((2, *size, 3))[0]
+    layer, blocks = Conv2d(5, kernel, **fields), Conv2d(5, kernel, space_to_depth=True, **fields)
+    params = jax.tree.map(lambda a: a.astype(x.dtype), layer.init(jax.random.key(0), x))
+    assert jax.tree.map(jnp.shape, blocks.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, params)
+
+    def value_and_gradients(layer):
+        value, pull = jax.vjp(layer.apply, params, x)
+        return value, pull(jnp.cos(value))
+
+    assert_equal(value_and_gradients(blocks), value_and_gradients(layer))
+
+
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('images', [2, 3])
 @pytest.mark.parametrize('pixels', [2, 40])
-def test_product(pixels, dtype):
+def test_product(pixels, images, dtype):
     """With more weights than pixels, and with fewer."""
-    x, matrix = (a.astype(dtype) for a in arrays((2, pixels, 3, 5), (5, 7)))
+    x, matrix = (a.astype(dtype) for a in arrays((images, pixels, 3, 5), (5, 7)))
     for y in (product(x, matrix), product(x, matrix.T, transpose=True)):
         assert y.dtype == dtype
         assert relative(y, x @ matrix) < (1e-14 if dtype == 'float64' else 1e-6)
@@ -378,6 +402,7 @@ def test_the_compute_dtype_is_the_inputs():
     ('layer', 'message'),
     [
         (Conv2d(8, 3, groups=3), 'groups=3 must divide the 4 input channels'),
+        (Conv2d(8, 3, groups=2, space_to_depth=True), 'space_to_depth takes groups=1 and dilation=1'),
         (Conv2d(6, 3, groups=4), 'must divide .* the 6 output channels'),
         (Conv2d(8, 7, dilation=2, padding=2), r'x of shape \(1, 8, 8, 4\) is smaller than the kernel 7'),
         (Conv2d(8, (3, 3, 3)), r'kernel_size must be an int or a \(height, width\) pair'),

@@ -12,6 +12,7 @@ import flaxzoo
 from flaxzoo.analysis.parity import compare, randomise
 from flaxzoo.layers import BatchNorm
 from flaxzoo.weights.convert import template, torch_names
+from tests.compiling import jit
 from tests.models.cases import images, labels
 
 
@@ -26,6 +27,17 @@ def test_dilation_instead_of_stride(dilate):
     for dilated in dilate:
         size = [n if dilated else -(-n // 2) for n in size]
     assert shapes['layer4.1'][1:3] == tuple(size)
+
+
+def test_the_space_to_depth_stem_computes_the_same():
+    with jax.enable_x64(True):
+        x = jnp.asarray(images('resnet50'), jnp.float64)
+        plain, blocks = (
+            flaxzoo.create('resnet50', layers=(1, 1, 1, 1), stem=s) for s in ('imagenet', 'space_to_depth')
+        )
+        variables = jit(plain.init)(jax.random.key(0), x)
+        a, b = (jit(model.apply)(variables, x) for model in (plain, blocks))
+    np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12 * np.abs(a).max())
 
 
 def test_zero_init_residual_starts_as_the_identity():
