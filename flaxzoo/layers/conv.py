@@ -111,7 +111,7 @@ class Conv2d(nn.Module):
 
 
 def strided_conv_of_blocks(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """`conv2d` of stride 1 over blocks of stride x stride pixels, which become one pixel of stride * stride * C channels.
+    """`conv2d` of stride 1 over blocks of stride x stride pixels, each of which becomes one with all their channels.
 
     A 7x7 kernel of stride 2 over 3 channels becomes 4x4 of stride 1 over 12, the 15 of 64 taps that are new being zero.
     """
