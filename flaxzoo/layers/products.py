@@ -8,10 +8,10 @@ from jax import lax
 def product(x: jax.Array, matrix: jax.Array, transpose: bool = False) -> jax.Array:
     """`x: (N, ..., C)` times `matrix: (C, O)`, or times the transpose of `matrix: (O, C)`: (N, ..., O).
 
-    In float32 it is written as a one-dimensional convolution: of matrix products XLA makes calls of YNNPACK, which take
-    up to 1.7 times as long as what it does with this (`python -m benchmarks.levers 'product*'`).
+    In float32 it is written as a one-dimensional convolution, because of matrix products XLA makes calls of YNNPACK.
+    Alone neither is always the faster (`python -m benchmarks.levers 'product*'`); networks are faster with this.
     """
-    rows = _halves(x)
+    rows = _in_parts(x, matrix.size // x.shape[-1])
     if transpose and matrix.size * rows.shape[2] > rows.size:
         # More weights than pixels: transposing the matrix in memory would take longer.
         y = lax.dot_general(rows, matrix, (((2,), (1,)), ((), ())))
@@ -26,22 +26,25 @@ def product(x: jax.Array, matrix: jax.Array, transpose: bool = False) -> jax.Arr
 
 def transposed_product(x: jax.Array, y: jax.Array) -> jax.Array:
     """The sum over all pixels of `x: (N, ..., C)` times `y: (N, ..., O)`: (C, O)."""
-    rows, columns = _halves(x), _halves(y)
+    rows, columns = _in_parts(x, y.shape[-1]), _in_parts(y, x.shape[-1])
     # The first factor gets transposed in memory, so it is the narrower one.
     if rows.shape[2] <= columns.shape[2]:
         return _total(jnp.einsum('npc,npo->nco', rows, columns))
     return _total(jnp.einsum('npo,npc->noc', columns, rows)).T
 
 
-def _halves(x: jax.Array) -> jax.Array:
-    """(N, ..., C) -> (2, pixels, C), or (1, pixels, C) if N is odd.
+def _in_parts(x: jax.Array, others: int) -> jax.Array:
+    """(N, ..., C) -> (2, pixels, C), or (1, pixels, C) if N is odd or a second matrix of C * others costs too much.
 
     Convolutions need three axes, and matrix products keep a leading one unless it is of length 1. With the same shape
     for both, XLA computes an x that both read, such as a ReLU, once.
     """
-    return x.reshape(2 - len(x) % 2, -1, x.shape[-1])
+    channels = x.shape[-1]
+    pixels = x.size // channels
+    cheap = 8 * channels * others <= pixels * (channels + others)
+    return x.reshape(2 if cheap and len(x) % 2 == 0 else 1, -1, channels)
 
 
-def _total(halves: jax.Array) -> jax.Array:
-    """The sum over the first axis; `halves.sum(0)` takes ten times as long."""
-    return halves[0] + halves[1] if len(halves) == 2 else halves[0]
+def _total(parts: jax.Array) -> jax.Array:
+    """The sum over the first axis; `parts.sum(0)` takes ten times as long."""
+    return parts[0] + parts[1] if len(parts) == 2 else parts[0]
