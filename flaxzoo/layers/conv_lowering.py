@@ -2,8 +2,8 @@
 
 `conv_primitive.py` gives GPUs and TPUs XLA's native convolution, and the CPU what is chosen here. There XLA
 
-- gives two-dimensional convolutions and matrix products to YNNPACK, which is slower at nearly all shapes of these
-  networks, up to eight times, than the Eigen that XLA falls back to where YNNPACK cannot do a thing,
+- gives two-dimensional convolutions and matrix products to YNNPACK, which is slower at most shapes of these
+  networks, up to seven times, than the Eigen that XLA falls back to where YNNPACK cannot do a thing,
 - computes the input gradient of a strided convolution by multiplying inserted zeros, in float64 in plain loops,
 - lowers the kernel gradient of a grouped convolution to a dense convolution that multiplies zeros,
 - is slow at kernel gradients over large images.
