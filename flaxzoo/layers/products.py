@@ -9,7 +9,7 @@ def product(x: jax.Array, matrix: jax.Array, transpose: bool = False) -> jax.Arr
     """`x: (N, ..., C)` times `matrix: (C, O)`, or times the transpose of `matrix: (O, C)`: (N, ..., O).
 
     In float32 it is written as a one-dimensional convolution, because of matrix products XLA makes calls of YNNPACK.
-    Alone neither is always the faster (`python -m benchmarks.levers 'product*'`); networks are faster with this.
+    Alone neither is always the faster (`python -m benchmarks.levers 'product*'`).
     """
     rows = _in_parts(x, matrix.size // x.shape[-1])
     if transpose and matrix.size * rows.shape[2] > rows.size:
@@ -46,5 +46,5 @@ def _in_parts(x: jax.Array, others: int) -> jax.Array:
 
 
 def _total(parts: jax.Array) -> jax.Array:
-    """The sum over the first axis; `parts.sum(0)` takes ten times as long."""
+    """The sum over the first axis; not `parts.sum(0)`, of which XLA makes a slow call of YNNPACK."""
     return parts[0] + parts[1] if len(parts) == 2 else parts[0]
