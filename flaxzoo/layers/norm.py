@@ -14,9 +14,9 @@ from jax import lax
 def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of `x: (..., C)` over all axes but the last, and over the devices of `axis_name`: (C,).
 
-    Neither they nor their derivatives need an array x - mean in memory, so that on the CPU a norm with its gradients
-    takes half the time (`python -m benchmarks.levers 'batch norm*'`): the variance is taken about the mean of the first
-    image and corrected for its distance from that of the batch. About zero a large mean would cancel every digit.
+    Neither they nor their derivatives need an array x - mean in memory, which the CPU would write and read again
+    (`python -m benchmarks.levers 'batch norm*'`): the variance is taken about the mean of the first image and corrected
+    for its distance from that of the batch. About zero a large mean would cancel every digit.
     """
     axes = tuple(range(x.ndim - 1))
     near, local = x[0].mean(axes[:-1]), x.mean(axes)
