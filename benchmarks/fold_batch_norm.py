@@ -1,25 +1,27 @@
 """Inference with the batch norms folded into the convolutions, against the same network without.
 
     python -m benchmarks.fold_batch_norm
-    python -m benchmarks.fold_batch_norm --models resnet50 --batch 1 --runs 20
+    python -m benchmarks.fold_batch_norm --models resnet50 --batch 256 --dtype bfloat16
 
-Prints milliseconds a batch, float32, medians with the range of runs that take turns.
+Prints milliseconds a batch, medians with the range of runs that take turns.
 """
 
 import argparse
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import flaxzoo
 from benchmarks.timing import interleave, table
+from benchmarks.worker import variables_for
 
 
-def measure(name: str, batch: int, runs: int) -> list:
+def measure(name: str, batch: int, dtype: str, runs: int) -> list:
     model = flaxzoo.create(name)
     shape = (batch, model.image_size, model.image_size, 3)
-    x = jax.device_put(np.random.default_rng(0).normal(size=shape).astype(np.float32))
-    variables = jax.jit(model.init)(jax.random.key(0), x[:1])
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+    variables = jax.device_put(variables_for(model, np.random.default_rng(1)))
     apply = jax.jit(model.apply)
     contenders = {'as trained': variables, 'folded': flaxzoo.fold_batch_norm(model, variables)}
     times = interleave({form: lambda v=v: apply(v, x) for form, v in contenders.items()}, runs)
@@ -30,11 +32,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', default=['resnet50', 'inception_v3'])
     parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
     parser.add_argument('--runs', type=int, default=15)
     args = parser.parse_args()
 
-    rows = [measure(name, args.batch, args.runs) for name in args.models]
-    print(f'{jax.devices()[0].device_kind}, batch {args.batch}, float32, ms a batch')
+    rows = [measure(name, args.batch, args.dtype, args.runs) for name in args.models]
+    print(f'{jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}, ms a batch')
     print(table(['model', 'as trained', 'folded', 'as trained / folded'], rows))
 
 

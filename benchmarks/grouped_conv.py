@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from benchmarks.timing import interleave, table
-from flaxzoo.layers.conv_lowering import Geometry, merged_conv, native_conv
+from flaxzoo.layers.conv_cpu import merged_conv
+from flaxzoo.layers.conv_native import Geometry, native_conv
 from flaxzoo.layers.conv_primitive import conv2d
 
 STAGES = ((128, 56), (256, 28), (512, 14), (1024, 7))

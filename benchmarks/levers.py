@@ -1,10 +1,13 @@
-"""Each lowering that flaxzoo replaces on the CPU, against XLA's own: what `layers/conv_lowering.py` chooses from.
+"""Each lowering that flaxzoo replaces on this platform, against XLA's own.
+
+They are what `layers/conv_cpu.py`, `layers/conv_gpu.py` and `layers/pool.py` choose from.
 
     python -m benchmarks.levers
     python -m benchmarks.levers 'max pool*'
 
-Milliseconds, float32, batch 8, medians with the range of interleaved runs. Where the choice depends on the shape, a
-shape at which XLA's lowering is kept is measured too. Grouped convolutions are in `benchmarks.grouped_conv`.
+Milliseconds, medians with the range of interleaved runs: float32 and batch 8 on the CPU, bfloat16 and batch 256 on a
+GPU. Where the choice depends on the shape, a shape at which XLA's lowering is kept is measured too. Grouped
+convolutions are in `benchmarks.grouped_conv`.
 """
 
 import argparse
@@ -15,16 +18,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.timing import interleave, table
 from flaxzoo.layers import BatchNorm
-from flaxzoo.layers.conv_lowering import (
-    Geometry,
+from flaxzoo.layers.conv_cpu import (
     depthwise_conv,
-    native_conv,
-    native_input_gradient,
-    native_kernel_gradient,
     phase_input_gradient,
     plain_winograd_conv,
     pointwise_conv,
@@ -32,11 +30,19 @@ from flaxzoo.layers.conv_lowering import (
     tap_kernel_gradient,
     wide_conv,
 )
-from flaxzoo.layers.pool import Windows, native_max_pool, native_sum_pool, select_first_maximum, separable
+from flaxzoo.layers.conv_gpu import thin_conv
+from flaxzoo.layers.conv_native import (
+    Geometry,
+    kernel_gradient_of,
+    native_conv,
+    native_input_gradient,
+    native_kernel_gradient,
+)
+from flaxzoo.layers.pool import Windows, first_maximum, native_max_pool, native_sum_pool, select_taps, separable
 from flaxzoo.layers.products import product
 from flaxzoo.layers.winograd import winograd_kernel_gradient
 
-BATCH = 8
+Array = jax.ShapeDtypeStruct
 
 
 class Lever(NamedTuple):
@@ -45,27 +51,36 @@ class Lever(NamedTuple):
     name: str
     native: Callable
     flaxzoo: Callable
-    shapes: tuple[tuple[int, ...], ...]
+    arrays: tuple[Array, ...]
 
 
-def forward(name: str, lowering: Callable, x: tuple, kernel: tuple, **fields) -> Lever:
+def cpu(*image: int) -> Array:
+    """The images that are measured on the CPU."""
+    return Array((8, *image), 'float32')
+
+
+def gpu(*image: int) -> Array:
+    """The images that are measured on a GPU."""
+    return Array((256, *image), 'bfloat16')
+
+
+def forward(name: str, lowering: Callable, x: Array, kernel: tuple, **fields) -> Lever:
     geometry = Geometry(**fields)
     functions = [partial(f, geometry=geometry) for f in (native_conv, lowering)]
-    return Lever(name, *functions, ((BATCH, *x), kernel))
+    return Lever(name, *functions, (x, Array(kernel, x.dtype)))
 
 
-def matrix_product(name: str, x: tuple, matrix: tuple) -> Lever:
-    return Lever(name, jnp.matmul, product, ((BATCH, *x), matrix))
+def matrix_product(name: str, x: Array, matrix: tuple) -> Lever:
+    return Lever(name, jnp.matmul, product, (x, Array(matrix, x.dtype)))
 
 
-def gradient(name: str, native: Callable, ours: Callable, x: tuple, kernel: tuple, **fields) -> Lever:
+def gradient(name: str, native: Callable, ours: Callable, x: Array, kernel: tuple, **fields) -> Lever:
     """The gradient of a convolution, as autodiff gives it and by `ours`."""
-    geometry = Geometry(**fields)
-    x, kernel = (jax.ShapeDtypeStruct(shape, 'float32') for shape in ((BATCH, *x), kernel))
+    geometry, kernel = Geometry(**fields), Array(kernel, x.dtype)
     y = jax.eval_shape(partial(native_conv, geometry=geometry), x, kernel)
-    like, shapes = (kernel, (x.shape, y.shape)) if native is native_kernel_gradient else (x, (y.shape, kernel.shape))
+    like, arrays = (kernel, (x, y)) if native is native_kernel_gradient else (x, (y, kernel))
     like = jax.core.ShapedArray(like.shape, like.dtype)
-    return Lever(name, *(partial(f, like=like, geometry=geometry) for f in (native, ours)), shapes)
+    return Lever(name, *(partial(f, like=like, geometry=geometry) for f in (native, ours)), arrays)
 
 
 tap_gradient = partial(gradient, native=native_kernel_gradient, ours=tap_kernel_gradient)
@@ -75,9 +90,14 @@ winograd_gradient = partial(
     native=native_kernel_gradient,
     ours=lambda x, cotangent, like, geometry: winograd_kernel_gradient(x, cotangent, geometry.padding),
 )
+thin_gradient = partial(
+    gradient,
+    native=native_kernel_gradient,
+    ours=lambda x, cotangent, like, geometry: kernel_gradient_of(thin_conv, x, cotangent, like, geometry),
+)
 
 
-def batch_norm_gradients(name: str, x: tuple) -> Lever:
+def batch_norm_gradients(name: str, x: Array) -> Lever:
     """A batch norm with a ReLU and their gradients: by the array x - mean, and BatchNorm."""
 
     def plain(x):
@@ -93,75 +113,91 @@ def batch_norm_gradients(name: str, x: tuple) -> Lever:
         y, pull = jax.vjp(lambda x: jax.nn.relu(norm(x)), x)
         return y, pull(cotangent)
 
-    return Lever(name, *(partial(with_gradients, f) for f in (plain, ours)), ((BATCH, *x), (BATCH, *x)))
+    return Lever(name, *(partial(with_gradients, f) for f in (plain, ours)), (x, x))
 
 
-def depthwise_gradients(name: str, x: tuple, kernel: tuple, **fields) -> Lever:
+def depthwise_gradients(name: str, x: Array, kernel: tuple, **fields) -> Lever:
     def gradients(conv, x, kernel):
         y, pull = jax.vjp(partial(conv, geometry=Geometry(**fields)), x, kernel)
         return pull(y)
 
-    return Lever(name, partial(gradients, native_conv), partial(gradients, depthwise_conv), ((BATCH, *x), kernel))
+    return Lever(name, partial(gradients, native_conv), partial(gradients, depthwise_conv), (x, Array(kernel, x.dtype)))
 
 
-def pool(name: str, native: Callable, x: tuple, windows: Windows) -> Lever:
-    return Lever(name, partial(native, windows=windows), partial(separable, native, windows=windows), ((BATCH, *x),))
+def pool(name: str, native: Callable, x: Array, windows: Windows) -> Lever:
+    return Lever(name, partial(native, windows=windows), partial(separable, native, windows=windows), (x,))
 
 
-def max_pool_gradient(name: str, x: tuple, windows: Windows) -> Lever:
+def max_pool_gradient(name: str, x: Array, windows: Windows) -> Lever:
     def native(x):
         y, pull = jax.vjp(partial(native_max_pool, windows=windows), x)
         return pull(y)[0]
 
     def ours(x):
-        y = native_max_pool(x, windows)
-        return jax.linear_transpose(lambda t: select_first_maximum(t, x, y, windows), x)(y)[0]
+        y, tap = first_maximum(x, windows)
+        return jax.linear_transpose(lambda t: select_taps(t, tap, windows), x)(y)[0]
 
-    return Lever(name, native, ours, ((BATCH, *x),))
+    return Lever(name, native, ours, (x,))
 
 
 STEM_POOL = Windows((3, 3), (2, 2), ((1, 1), (1, 1)))
 SAME_POOL = Windows((3, 3), (1, 1), ((1, 1), (1, 1)))
 VGG_POOL = Windows((2, 2), (2, 2), ((0, 0), (0, 0)))
 SAME = {'padding': (1, 1)}
+STEM = {'stride': (2, 2), 'padding': (3, 3)}
 
-LEVERS = (
-    forward('1x1 as product, 64 -> 256 @56', pointwise_conv, (56, 56, 64), (1, 1, 64, 256)),
-    forward('1x1 as product, 256 -> 64 @56', pointwise_conv, (56, 56, 256), (1, 1, 256, 64)),
-    matrix_product('product, 64 -> 256 @56', (56, 56, 64), (64, 256)),
-    matrix_product('product, 288 -> 64 @35', (35, 35, 288), (288, 64)),
-    matrix_product('product, 1024 -> 256 @14', (14, 14, 1024), (1024, 256)),
-    forward('winograd, 64 -> 64 @56', plain_winograd_conv, (56, 56, 64), (3, 3, 64, 64), **SAME),
-    forward('winograd, 128 -> 128 @28', plain_winograd_conv, (28, 28, 128), (3, 3, 128, 128), **SAME),
-    forward('winograd, 512 -> 512 @7', plain_winograd_conv, (7, 7, 512), (3, 3, 512, 512), **SAME),
-    forward('wide, 3x3 32 -> 32 @149', wide_conv, (149, 149, 32), (3, 3, 32, 32)),
-    forward('wide, 5x5 48 -> 64 @35', wide_conv, (35, 35, 48), (5, 5, 48, 64), padding=(2, 2)),
-    forward('wide, 1x7 192 -> 192 @17', wide_conv, (17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
-    forward('rows, 7x7 s2 3 -> 64 @224', row_conv, (224, 224, 3), (7, 7, 3, 64), stride=(2, 2), padding=(3, 3)),
-    forward('rows, 3x3 s2 3 -> 32 @299', row_conv, (299, 299, 3), (3, 3, 3, 32), stride=(2, 2)),
-    tap_gradient('1x1 kernel gradient, 64 -> 256 @56', x=(56, 56, 64), kernel=(1, 1, 64, 256)),
-    tap_gradient('1x1 kernel gradient, 1024 -> 256 @14', x=(14, 14, 1024), kernel=(1, 1, 1024, 256)),
-    tap_gradient('3x3 s2 kernel gradient, 512 @14', x=(14, 14, 512), kernel=(3, 3, 512, 512), stride=(2, 2), **SAME),
-    tap_gradient('7x7 s2 kernel gradient, 3 -> 64 @224 (kept)', x=(224, 224, 3), kernel=(7, 7, 3, 64), stride=(2, 2)),
-    winograd_gradient('winograd kernel gradient, 32 -> 64 @147', x=(147, 147, 32), kernel=(3, 3, 32, 64), **SAME),
-    winograd_gradient('winograd kernel gradient, 128 @28', x=(28, 28, 128), kernel=(3, 3, 128, 128), **SAME),
-    winograd_gradient('winograd kernel gradient, 512 @7', x=(7, 7, 512), kernel=(3, 3, 512, 512), **SAME),
-    phase_gradient('3x3 s2 input gradient, 128 @56', x=(56, 56, 128), kernel=(3, 3, 128, 128), stride=(2, 2), **SAME),
-    batch_norm_gradients('batch norm and ReLU with gradients, 256 @56', (56, 56, 256)),
-    batch_norm_gradients('batch norm and ReLU with gradients, 1024 @14', (14, 14, 1024)),
-    forward('depthwise, 128 @56', depthwise_conv, (56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
-    depthwise_gradients('depthwise gradients, 128 @56', (56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
-    pool('average pool 3x3 s1, 192 @35', native_sum_pool, (35, 35, 192), SAME_POOL),
-    pool('max pool 3x3 s1, 192 @35', native_max_pool, (35, 35, 192), SAME_POOL),
-    pool('max pool 3x3 s2, 64 @112', native_max_pool, (112, 112, 64), STEM_POOL),
-    max_pool_gradient('max pool 3x3 s2 gradient, 64 @112', (112, 112, 64), STEM_POOL),
-    max_pool_gradient('max pool 2x2 s2 gradient, 64 @224', (224, 224, 64), VGG_POOL),
+CPU_LEVERS = (
+    forward('1x1 as product, 64 -> 256 @56', pointwise_conv, cpu(56, 56, 64), (1, 1, 64, 256)),
+    forward('1x1 as product, 256 -> 64 @56', pointwise_conv, cpu(56, 56, 256), (1, 1, 256, 64)),
+    matrix_product('product, 64 -> 256 @56', cpu(56, 56, 64), (64, 256)),
+    matrix_product('product, 288 -> 64 @35', cpu(35, 35, 288), (288, 64)),
+    matrix_product('product, 1024 -> 256 @14', cpu(14, 14, 1024), (1024, 256)),
+    forward('winograd, 64 -> 64 @56', plain_winograd_conv, cpu(56, 56, 64), (3, 3, 64, 64), **SAME),
+    forward('winograd, 128 -> 128 @28', plain_winograd_conv, cpu(28, 28, 128), (3, 3, 128, 128), **SAME),
+    forward('winograd, 512 -> 512 @7', plain_winograd_conv, cpu(7, 7, 512), (3, 3, 512, 512), **SAME),
+    forward('wide, 3x3 32 -> 32 @149', wide_conv, cpu(149, 149, 32), (3, 3, 32, 32)),
+    forward('wide, 5x5 48 -> 64 @35', wide_conv, cpu(35, 35, 48), (5, 5, 48, 64), padding=(2, 2)),
+    forward('wide, 1x7 192 -> 192 @17', wide_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
+    forward('rows, 7x7 s2 3 -> 64 @224', row_conv, cpu(224, 224, 3), (7, 7, 3, 64), **STEM),
+    forward('rows, 3x3 s2 3 -> 32 @299', row_conv, cpu(299, 299, 3), (3, 3, 3, 32), stride=(2, 2)),
+    tap_gradient('1x1 kernel gradient, 64 -> 256 @56', x=cpu(56, 56, 64), kernel=(1, 1, 64, 256)),
+    tap_gradient('1x1 kernel gradient, 1024 -> 256 @14', x=cpu(14, 14, 1024), kernel=(1, 1, 1024, 256)),
+    tap_gradient('3x3 s2 kernel gradient, 512 @14', x=cpu(14, 14, 512), kernel=(3, 3, 512, 512), stride=(2, 2), **SAME),
+    tap_gradient(
+        '7x7 s2 kernel gradient, 3 -> 64 @224 (kept)', x=cpu(224, 224, 3), kernel=(7, 7, 3, 64), stride=(2, 2)
+    ),
+    winograd_gradient('winograd kernel gradient, 32 -> 64 @147', x=cpu(147, 147, 32), kernel=(3, 3, 32, 64), **SAME),
+    winograd_gradient('winograd kernel gradient, 128 @28', x=cpu(28, 28, 128), kernel=(3, 3, 128, 128), **SAME),
+    winograd_gradient('winograd kernel gradient, 512 @7', x=cpu(7, 7, 512), kernel=(3, 3, 512, 512), **SAME),
+    phase_gradient(
+        '3x3 s2 input gradient, 128 @56', x=cpu(56, 56, 128), kernel=(3, 3, 128, 128), stride=(2, 2), **SAME
+    ),
+    batch_norm_gradients('batch norm and ReLU with gradients, 256 @56', cpu(56, 56, 256)),
+    batch_norm_gradients('batch norm and ReLU with gradients, 1024 @14', cpu(14, 14, 1024)),
+    forward('depthwise, 128 @56', depthwise_conv, cpu(56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
+    depthwise_gradients('depthwise gradients, 128 @56', cpu(56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
+    pool('average pool 3x3 s1, 192 @35', native_sum_pool, cpu(35, 35, 192), SAME_POOL),
+    pool('max pool 3x3 s1, 192 @35', native_max_pool, cpu(35, 35, 192), SAME_POOL),
+    pool('max pool 3x3 s2, 64 @112', native_max_pool, cpu(112, 112, 64), STEM_POOL),
+    max_pool_gradient('max pool 3x3 s2 gradient, 64 @112', cpu(112, 112, 64), STEM_POOL),
+    max_pool_gradient('max pool 2x2 s2 gradient, 64 @224', cpu(224, 224, 64), VGG_POOL),
+)
+
+GPU_LEVERS = (
+    forward('blocks, 7x7 s2 3 -> 64 @224', thin_conv, gpu(224, 224, 3), (7, 7, 3, 64), **STEM),
+    forward('blocks, 3x3 s2 3 -> 32 @299', thin_conv, gpu(299, 299, 3), (3, 3, 3, 32), stride=(2, 2)),
+    forward('8 channels, 3x3 3 -> 64 @224', thin_conv, gpu(224, 224, 3), (3, 3, 3, 64), **SAME),
+    thin_gradient('blocks, 7x7 s2 kernel gradient @224', x=gpu(224, 224, 3), kernel=(7, 7, 3, 64), **STEM),
+    thin_gradient('blocks, 3x3 s2 kernel gradient @299', x=gpu(299, 299, 3), kernel=(3, 3, 3, 32), stride=(2, 2)),
+    thin_gradient('8 channels, 3x3 kernel gradient @224', x=gpu(224, 224, 3), kernel=(3, 3, 3, 64), **SAME),
+    max_pool_gradient('max pool 3x3 s2 gradient, 64 @112', gpu(112, 112, 64), STEM_POOL),
+    max_pool_gradient('max pool 2x2 s2 gradient, 64 @224', gpu(224, 224, 64), VGG_POOL),
+    max_pool_gradient('max pool 3x3 s1 gradient, 192 @28', gpu(28, 28, 192), SAME_POOL),
 )
 
 
 def measure(lever: Lever, runs: int) -> list:
-    rng = np.random.default_rng(0)
-    arrays = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in lever.shapes]
+    arrays = [jax.random.normal(jax.random.key(i), a.shape, a.dtype) for i, a in enumerate(lever.arrays)]
     native, ours = jax.jit(lever.native), jax.jit(lever.flaxzoo)
     times = interleave({'native': lambda: native(*arrays), 'flaxzoo': lambda: ours(*arrays)}, runs)
     return [lever.name, *times.values(), f'{times["native"].median / times["flaxzoo"].median:.1f}']
@@ -172,8 +208,10 @@ def main() -> None:
     parser.add_argument('pattern', nargs='?', default='*')
     parser.add_argument('--runs', type=int, default=7)
     args = parser.parse_args()
-    rows = [measure(lever, args.runs) for lever in LEVERS if fnmatch(lever.name, args.pattern)]
-    print(f'{jax.devices()[0].device_kind}, batch {BATCH}, float32, ms')
+    levers = {'cpu': CPU_LEVERS, 'gpu': GPU_LEVERS}[jax.default_backend()]
+    batch, *_ = levers[0].arrays[0].shape
+    rows = [measure(lever, args.runs) for lever in levers if fnmatch(lever.name, args.pattern)]
+    print(f'{jax.devices()[0].device_kind}, batch {batch}, {levers[0].arrays[0].dtype}, ms')
     print(table(['lowering', 'native', 'flaxzoo', 'native / flaxzoo'], rows))
 
 

@@ -2,10 +2,15 @@
 
     python -m benchmarks.models --models resnet50 resnext50_32x4d --mode train --batch 8
     python -m benchmarks.models --device gpu --dtype bfloat16 --batch 256 --mode train --csv gpu.csv
+    python -m benchmarks.models --libraries flaxzoo flaxzoo:--xla_gpu_use_runtime_fusion=true --device gpu
 
 Each contender is a process of its own on the same processors; their runs take turns, after a first call and a warm-up
-that are not counted. Prints a Markdown table: milliseconds a batch (median, fastest and slowest), images a second, the
-ratio of the medians to torch's eager one, seconds of the first call (compilation included), and peak memory.
+that are not counted. A library may be followed by flags for XLA. On the CPU a run is one batch, and the processes start
+one after the other. On a GPU a run is ten batches, which are waited for together as in training, and the processes of
+all models start at once, since compiling takes their processors and not the GPU: their memory must fit together.
+
+Prints a Markdown table: milliseconds a batch (median, fastest and slowest), images a second, the ratio of the medians
+to torch's eager one, seconds of the first call (compilation included), and peak memory.
 """
 
 import argparse
@@ -18,14 +23,34 @@ from benchmarks.timing import Timing, interleave, table
 from benchmarks.workers import Worker
 
 LIBRARIES = ('flaxzoo', 'torch', 'torch.compile')
+BATCHES_A_RUN = {'cpu': 1, 'gpu': 10}
 
 
-def start(library: str, name: str, args: argparse.Namespace) -> Worker:
-    """A process that runs one batch at each call."""
-    platform = {'cpu': 'cpu', 'gpu': 'cuda'}[args.device]
-    hidden = {'CUDA_VISIBLE_DEVICES': ''} if args.device == 'cpu' else {}
-    env = {**os.environ, 'JAX_PLATFORMS': platform, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **hidden}
-    return Worker(['benchmarks.worker', library, name, args.mode, str(args.batch), args.dtype], env=env)
+def library(text: str) -> str:
+    """`text`, if it is a library or one with flags."""
+    if text.partition(':')[0] not in LIBRARIES:
+        raise argparse.ArgumentTypeError(f'{text!r} is none of {", ".join(LIBRARIES)}')
+    return text
+
+
+def start(contender: str, name: str, args: argparse.Namespace) -> Worker:
+    """A process that computes one run of batches at each call."""
+    library, _, flags = contender.partition(':')
+    env = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+    env |= {'cpu': {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}, 'gpu': {'JAX_PLATFORMS': 'cuda'}}[args.device]
+    env |= {'XLA_FLAGS': flags} if flags else {}
+    batches = BATCHES_A_RUN[args.device]
+    return Worker(['benchmarks.worker', library, name, args.mode, str(args.batch), args.dtype, str(batches)], env=env)
+
+
+def launch(name: str, args: argparse.Namespace) -> dict[str, Worker]:
+    """The contenders of one model. On the CPU each is ready before the next one starts."""
+    workers = {}
+    for contender in args.libraries:
+        workers[contender] = start(contender, name, args)
+        if args.device == 'cpu':
+            workers[contender].wait()
+    return workers
 
 
 @dataclass(frozen=True)
@@ -45,25 +70,27 @@ class Result:
         return [f'`{self.model}`', self.package, str(self.ms), *numbers, f'{self.peak_gib:.2f}']
 
 
-def measure(name: str, args: argparse.Namespace) -> list[Result]:
-    workers = {library: start(library, name, args) for library in args.libraries}
+def measure(name: str, workers: dict[str, Worker], args: argparse.Namespace) -> list[Result]:
+    for worker in workers.values():
+        worker.wait()
     try:
-        times = interleave({library: worker.run for library, worker in workers.items()}, args.runs)
+        runs = interleave({contender: worker.run for contender, worker in workers.items()}, args.runs)
     finally:
         for worker in workers.values():
             worker.close()
+    times = {contender: time.divided(BATCHES_A_RUN[args.device]) for contender, time in runs.items()}
     base = times.get('torch', next(iter(times.values()))).median
     return [
         Result(
             name,
-            library,
-            times[library],
-            args.batch / times[library].median * 1e3,
-            times[library].median / base,
+            contender,
+            times[contender],
+            args.batch / times[contender].median * 1e3,
+            times[contender].median / base,
             worker.first_call_s,
             worker.peak_bytes / 2**30,
         )
-        for library, worker in workers.items()
+        for contender, worker in workers.items()
     ]
 
 
@@ -74,14 +101,17 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
     parser.add_argument('--device', choices=('cpu', 'gpu'), default='cpu')
-    parser.add_argument('--libraries', nargs='+', choices=LIBRARIES, default=LIBRARIES)
+    parser.add_argument('--libraries', nargs='+', type=library, default=LIBRARIES)
     parser.add_argument('--runs', type=int, default=7)
     parser.add_argument('--csv', help='write the results to this file too')
     args = parser.parse_args()
 
     results = []
-    for name in args.models:
-        results += measure(name, args)
+    launched = ((name, launch(name, args)) for name in args.models)
+    if args.device == 'gpu':
+        launched = list(launched)
+    for name, workers in launched:
+        results += measure(name, workers, args)
         print(*results[-len(args.libraries) :], sep='\n', file=sys.stderr, flush=True)
     print(f'{args.mode}, batch {args.batch}, {args.dtype}, {args.device}, {len(os.sched_getaffinity(0))} processors')
     header = ['model', 'library', 'ms a batch', 'images/s', 'time / torch', 'first call, s', 'peak, GiB']

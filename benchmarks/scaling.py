@@ -47,7 +47,7 @@ def measure(args: argparse.Namespace) -> dict[str, Timing]:
     workers: dict[str, Worker] = {}
     try:
         for name, (parallel, devices, processes) in contenders.items():
-            workers[name] = start(parallel, args, devices, processes)
+            workers[name] = start(parallel, args, devices, processes).wait()
             print(f'{name}: first call {workers[name].first_call_s:.1f} s', file=sys.stderr, flush=True)
         return interleave({name: worker.run for name, worker in workers.items()}, args.runs)
     finally:

@@ -17,6 +17,10 @@ class Timing:
     low: float
     high: float
 
+    def divided(self, count: int) -> 'Timing':
+        """The time of one of `count` things done in a call."""
+        return Timing(self.median / count, self.low / count, self.high / count)
+
     def __str__(self) -> str:
         return f'{self.median:.3g} ({self.low:.3g}-{self.high:.3g})'
 

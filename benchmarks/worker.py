@@ -1,8 +1,9 @@
-"""One network of one library in a process of its own, run once for every line it reads: see benchmarks/models.py.
+"""One network of one library in a process of its own: see benchmarks/models.py.
 
-    python -m benchmarks.worker flaxzoo resnet50 infer 8 float32
+    python -m benchmarks.worker flaxzoo resnet50 infer 8 float32 1
 
-Prints a JSON line when it is ready, with the seconds of the first call, and one after each run, with the peak memory.
+Prints a JSON line when it is ready, with the seconds of the first call. For every line it reads it computes as many
+batches as the last argument says, waits for them, and prints a line with the peak memory.
 A process each keeps the peak memory apart and lets no library's threads disturb the other's.
 """
 
@@ -12,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +26,23 @@ def batch_for(size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(batch, size, size, 3)).astype(np.float32), rng.integers(NUM_CLASSES, size=batch)
 
 
-def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable[[], None], Callable[[], int]]:
-    """(a call that runs one batch to its end, bytes of memory at the peak)."""
+def variables_for(model: Any, rng: np.random.Generator) -> Any:
+    """Random variables of a flaxzoo network, without compiling its own initialisation."""
+    import jax
+
+    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), np.float32)
+
+    def fill(path: tuple, leaf: Any) -> np.ndarray:
+        name, shape = path[-1].key, leaf.shape
+        if name == 'kernel':
+            return (rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+        return (np.ones if name in ('scale', 'var') else np.zeros)(shape, np.float32)
+
+    return jax.tree.map_with_path(fill, jax.eval_shape(model.init, jax.random.key(0), image))
+
+
+def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable[[int], None], Callable[[], int]]:
+    """(a call that computes so many batches to their end, bytes of memory at the peak)."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -35,7 +52,7 @@ def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable
     model = flaxzoo.create(name)
     images, labels = batch_for(model.image_size, batch)
     x, y = jax.device_put(jnp.asarray(images, dtype)), jax.device_put(jnp.asarray(labels))
-    variables = jax.jit(model.init)(jax.random.key(0), x[:1].astype(jnp.float32))
+    variables = jax.device_put(variables_for(model, np.random.default_rng(1)))
     tx = optax.sgd(0.01, momentum=0.9)
 
     def loss(params, stats, x, y):
@@ -58,14 +75,16 @@ def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable
     if mode == 'infer':
         apply = jax.jit(model.apply)
 
-        def run() -> None:
-            jax.block_until_ready(apply(variables, x))
+        def run(batches: int) -> None:
+            jax.block_until_ready([apply(variables, x) for _ in range(batches)])
     else:
         step = jax.jit(train, donate_argnums=(0, 1, 2))
         state = [(variables['params'], variables.get('batch_stats', {}), tx.init(variables['params']))]
 
-        def run() -> None:
-            state[0] = jax.block_until_ready(step(*state[0], x, y))
+        def run(batches: int) -> None:
+            for _ in range(batches):
+                state[0] = step(*state[0], x, y)
+            jax.block_until_ready(state)
 
     def peak() -> int:
         stats = jax.devices()[0].memory_stats()
@@ -76,14 +95,15 @@ def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable
 
 def torch_step(
     name: str, mode: str, batch: int, dtype: str, compiled: bool
-) -> tuple[Callable[[], None], Callable[[], int]]:
-    """The same by torch, channels last; half precision by autocast, as torch's users train."""
+) -> tuple[Callable[[int], None], Callable[[], int]]:
+    """The same by torch, channels last; half precision by autocast, as torch's users train, and cuDNN's fastest."""
     import torch
 
     import flaxzoo
     from tests import reference
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.backends.cudnn.benchmark = True
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     images, labels = batch_for(flaxzoo.create(name).image_size, batch)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(device, memory_format=torch.channels_last)
@@ -93,7 +113,7 @@ def torch_step(
     forward = torch.compile(module) if compiled else module
     autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
 
-    def run() -> None:
+    def one() -> None:
         if mode == 'infer':
             with torch.inference_mode(), autocast:
                 forward(x)
@@ -105,6 +125,10 @@ def torch_step(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+    def run(batches: int) -> None:
+        for _ in range(batches):
+            one()
         if device == 'cuda':
             torch.cuda.synchronize()
 
@@ -116,16 +140,16 @@ def _peak_rss() -> int:
 
 
 def main() -> None:
-    library, name, mode, batch, dtype = sys.argv[1:]
+    library, name, mode, batch, dtype, batches = sys.argv[1:]
     if library == 'flaxzoo':
         run, peak = flaxzoo_step(name, mode, int(batch), dtype)
     else:
         run, peak = torch_step(name, mode, int(batch), dtype, compiled=library == 'torch.compile')
     start = time.perf_counter()
-    run()
+    run(1)
     print(json.dumps({'first_call_s': time.perf_counter() - start}), flush=True)
     for _ in sys.stdin:
-        run()
+        run(int(batches))
         print(json.dumps({'peak_bytes': peak()}), flush=True)
 
 

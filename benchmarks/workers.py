@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 
 
 class Worker:
-    """A process that runs one batch at each call; or several processes that do it together.
+    """A process that does its work once at each call; or several processes that do it together.
 
-    Each prints a JSON line with 'first_call_s' when it is ready, and one with 'peak_bytes' after each batch, which it
-    runs for every line it reads.
+    Each prints a JSON line with 'first_call_s' when it is ready, and one with 'peak_bytes' after each time that it does
+    its work, which it does for every line it reads.
     """
 
     def __init__(self, *commands: Sequence[str], env: Mapping[str, str]) -> None:
-        """commands: what follows `python -m`, one for each process. Returns when all are ready."""
+        """commands: what follows `python -m`, one for each process."""
         self.processes = [
             subprocess.Popen(
                 [sys.executable, '-m', *command],
@@ -26,11 +26,18 @@ class Worker:
             )
             for command in commands
         ]
-        self.first_call_s: float = self._answer()['first_call_s']
+        self.first_call_s: float | None = None
         self.peak_bytes = 0
 
+    def wait(self) -> 'Worker':
+        """Returns when the first call is over."""
+        if self.first_call_s is None:
+            self.first_call_s = self._answer()['first_call_s']
+        return self
+
     def run(self) -> None:
-        """Runs one batch to its end."""
+        """Does the work once, to its end."""
+        self.wait()
         for process in self.processes:
             process.stdin.write('\n')
         self.peak_bytes = self._answer()['peak_bytes']

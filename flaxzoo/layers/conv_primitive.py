@@ -3,7 +3,7 @@
 A convolution is bilinear in the image and the kernel, and so are its gradients: with the cotangent they are the three
 partial derivatives of one trilinear form, and transposing one of them gives another. All of jax's transformations
 work: forward and reverse mode of any order, vmap, jit, pmap, shard_map, export. What each primitive is compiled to
-on the CPU is chosen in `conv_lowering.py`; other platforms get XLA's native convolution.
+is chosen in `conv_cpu.py` and `conv_gpu.py`; TPUs get XLA's native convolution.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxzoo.layers import conv_lowering
-from flaxzoo.layers.conv_lowering import (
+from flaxzoo.layers import conv_cpu, conv_gpu
+from flaxzoo.layers.conv_native import (
     Geometry,
     native_conv,
     native_input_gradient,
@@ -28,8 +28,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     return value_p.bind(*_vary_alike(x, kernel), geometry=geometry)
 
 
-def _primitive(name: str, native: Callable, on_cpu: Callable) -> Primitive:
-    """A bilinear primitive that computes `native`, and on the CPU the equal `on_cpu`."""
+def _primitive(name: str, native: Callable, **lowerings: Callable) -> Primitive:
+    """A bilinear primitive that computes `native`, and on a platform of `lowerings` an equal of it."""
     primitive = Primitive(name)
 
     @cache
@@ -40,28 +40,35 @@ def _primitive(name: str, native: Callable, on_cpu: Callable) -> Primitive:
     def result(*avals, **params):
         return jax.make_jaxpr(partial(native, **params))(*avals).out_avals[0]
 
-    def cpu(*args, **params):
-        # With explicit sharding the reshapes of `on_cpu` would need to be told how their results are sharded.
+    def implicit(lowering, *args, **params):
+        # With explicit sharding the reshapes of a lowering would need to be told how their results are sharded.
         explicit = any(any(jax.typeof(arg).sharding.spec) for arg in args)
-        return (native if explicit else on_cpu)(*args, **params)
+        return (native if explicit else lowering)(*args, **params)
+
+    lowerings = {platform: partial(implicit, lowering) for platform, lowering in lowerings.items()}
 
     def batch(args, axes, **params):
-        def either(*args):
-            return lax.platform_dependent(*args, cpu=partial(cpu, **params), default=partial(native, **params))
+        chosen = {platform: partial(lowering, **params) for platform, lowering in lowerings.items()}
 
-        return jax.vmap(either, axes)(*args), 0
+        def choose(*args):
+            return lax.platform_dependent(*args, **chosen, default=partial(native, **params))
+
+        return jax.vmap(choose, axes)(*args), 0
 
     primitive.def_impl(lambda *args, **params: compiled(**params)(*args))
     primitive.def_abstract_eval(result)
     mlir.register_lowering(primitive, mlir.lower_fun(native, multiple_results=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform='cpu')
+    for platform, lowering in lowerings.items():
+        mlir.register_lowering(primitive, mlir.lower_fun(lowering, multiple_results=False), platform=platform)
     batching.primitive_batchers[primitive] = batch
     return primitive
 
 
-value_p = _primitive('conv2d', native_conv, conv_lowering.conv)
-input_gradient_p = _primitive('conv2d_input_gradient', native_input_gradient, conv_lowering.input_gradient)
-kernel_gradient_p = _primitive('conv2d_kernel_gradient', native_kernel_gradient, conv_lowering.kernel_gradient)
+value_p = _primitive('conv2d', native_conv, cpu=conv_cpu.conv, cuda=conv_gpu.conv)
+input_gradient_p = _primitive('conv2d_input_gradient', native_input_gradient, cpu=conv_cpu.input_gradient)
+kernel_gradient_p = _primitive(
+    'conv2d_kernel_gradient', native_kernel_gradient, cpu=conv_cpu.kernel_gradient, cuda=conv_gpu.kernel_gradient
+)
 
 
 def _input_gradient(cotangent, x, kernel, geometry):

@@ -10,7 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flaxzoo.layers import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_pool2d, max_pool2d
-from flaxzoo.layers.pool import _windows, native_max_pool, native_sum_pool, select_first_maximum, separable
+from flaxzoo.layers.pool import (
+    _windows,
+    first_maximum,
+    native_max_pool,
+    native_sum_pool,
+    select_taps,
+    separable,
+)
 from tests.compiling import jit
 
 
@@ -61,7 +68,7 @@ def test_max_pool2d(case):
 @settings(max_examples=20, deadline=None)
 @given(windows())
 def test_the_lowerings_of_max_pool_are_equal(case):
-    """What the CPU computes, which the tests above compare with torch, and what GPUs and TPUs do."""
+    """What the CPU and GPUs compute, which the tests above compare with torch, and what TPUs do."""
     shape, fields = case
     with jax.enable_x64(True):
         x, tangent = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)))
@@ -71,11 +78,30 @@ def test_the_lowerings_of_max_pool_are_equal(case):
         @jit
         def both(x, tangent):
             y, dy = jax.jvp(lambda x: native_max_pool(x, geometry), (x,), (tangent,))
-            return (separable(native_max_pool, x, geometry), select_first_maximum(tangent, x, y, geometry)), (y, dy)
+            first, tap = first_maximum(x, geometry)
+            selected, pull = jax.vjp(lambda tangent: select_taps(tangent, tap, geometry), tangent)
+            ours = separable(native_max_pool, x, geometry), first, selected, *pull(y)
+            return ours, (y, y, dy, *jax.vjp(lambda x: native_max_pool(x, geometry), x)[1](y))
 
         ours, native = both(x, tangent)
         for a, b in zip(ours, native, strict=True):
-            np.testing.assert_array_equal(a, b)
+            np.testing.assert_allclose(a, b, rtol=1e-14, atol=0)
+
+
+def test_a_large_window_has_integers_enough():
+    """Taps are counted in the smallest integers that do."""
+    x = jnp.arange(400.0).reshape(1, 20, 20, 1)
+    for kernel, dtype in ((11, 'int8'), (12, 'int16')):
+        _, tap = first_maximum(x, _windows(x.shape, kernel, 1, 0, False))
+        assert tap.dtype == dtype
+        assert (tap == kernel * kernel - 1).all()
+
+
+@pytest.mark.parametrize(('platform', 'scatters'), [('cuda', False), ('tpu', True)])
+def test_the_gradient_of_a_max_pool_scatters_on_tpus_only(platform, scatters):
+    gradient = jax.jit(jax.grad(lambda x: (max_pool2d(x, 3, stride=2, padding=1) ** 2).sum()))
+    exported = jax.export.export(gradient, platforms=[platform])(jax.ShapeDtypeStruct((2, 12, 13, 4), jnp.bfloat16))
+    assert ('select_and_scatter' in exported.mlir_module()) == scatters
 
 
 @settings(max_examples=20, deadline=None)

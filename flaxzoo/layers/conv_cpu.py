@@ -1,6 +1,4 @@
-"""One convolution and its gradients, several lowerings of the same mathematics; this file alone chooses between them.
-
-`conv_primitive.py` gives GPUs and TPUs XLA's native convolution, and the CPU what is chosen here. There XLA
+"""The lowerings of the convolution and its gradients for the CPU; this file alone chooses between them. There XLA
 
 - gives two-dimensional convolutions and matrix products to YNNPACK, which is slower at most shapes of these
   networks, up to seven times, than the Eigen that XLA falls back to where YNNPACK cannot do a thing,
@@ -11,25 +9,20 @@
 `python -m benchmarks.levers` and `python -m benchmarks.grouped_conv` print what the choices are worth.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxzoo.layers.conv_native import (
+    Geometry,
+    input_gradient_of,
+    kernel_gradient_of,
+    native_conv,
+    native_kernel_gradient,
+)
 from flaxzoo.layers.products import product, transposed_product
 from flaxzoo.layers.taps import Pair, taps
 from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
-
-
-class Geometry(NamedTuple):
-    """What torch's convolution is told besides its arrays; padding is symmetric."""
-
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
-
 
 # Channels of one dense block when narrow groups are merged for the CPU. 16 was the fastest of 8, 16, 32 and 64 over
 # the four stages of ResNeXt-50 (forward plus backward; `python -m benchmarks.grouped_conv --widths`).
@@ -43,32 +36,6 @@ MAX_BLOCKS = 16
 # 48 -> 48 channels, and for the kernel gradient, whose alternatives are slower, that of 32 -> 32.
 WINOGRAD_CHANNELS = 24
 WINOGRAD_GRADIENT_CHANNELS = 16
-
-
-def native_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=geometry.stride,
-        padding=[(p, p) for p in geometry.padding],
-        rhs_dilation=geometry.dilation,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=geometry.groups,
-    )
-
-
-def native_input_gradient(
-    cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
-) -> jax.Array:
-    """The gradient with respect to an x that is like `like`."""
-    return _input_gradient_of(native_conv, cotangent, kernel, like, geometry)
-
-
-def native_kernel_gradient(
-    x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
-) -> jax.Array:
-    """The gradient with respect to a kernel that is like `like`."""
-    return _kernel_gradient_of(native_conv, x, cotangent, like, geometry)
 
 
 def conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
@@ -93,13 +60,13 @@ def input_gradient(
     """Its gradient with respect to x for the CPU."""
     if geometry.groups == 1 and all(1 in pair for pair in zip(geometry.stride, geometry.dilation, strict=True)):
         return phase_input_gradient(cotangent, kernel, like=like, geometry=geometry)
-    return _input_gradient_of(_forward(kernel, geometry), cotangent, kernel, like, geometry)
+    return input_gradient_of(_forward(kernel, geometry), cotangent, kernel, like, geometry)
 
 
 def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry) -> jax.Array:
     """Its gradient with respect to the kernel for the CPU."""
     if geometry.groups > 1:
-        return _kernel_gradient_of(_forward(like, geometry), x, cotangent, like, geometry)
+        return kernel_gradient_of(_forward(like, geometry), x, cotangent, like, geometry)
     if _is_winograds(like, geometry, WINOGRAD_GRADIENT_CHANNELS):
         return winograd_kernel_gradient(x, cotangent, geometry.padding)
     if _taps_are_faster(like.shape, cotangent.shape, geometry):
@@ -260,14 +227,6 @@ def _taps_are_faster(kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, 
         return geometry.padding == (0, 0)
     large = cotangent_shape[1] * cotangent_shape[2] >= 200
     return kernel_shape[0] * kernel_shape[1] <= 9 and (large or geometry.stride != (1, 1))
-
-
-def _input_gradient_of(forward, cotangent, kernel, like, geometry):
-    return jax.linear_transpose(lambda x: forward(x, kernel, geometry=geometry), like)(cotangent)[0]
-
-
-def _kernel_gradient_of(forward, x, cotangent, like, geometry):
-    return jax.linear_transpose(lambda kernel: forward(x, kernel, geometry=geometry), like)(cotangent)[0]
 
 
 def _taps(x: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> list[jax.Array]:

@@ -1,0 +1,42 @@
+"""The lowerings of the convolution and its gradients for NVIDIA GPUs; this file alone chooses between them.
+
+cuDNN is fast at most of what these networks are made of, grouped convolutions and their gradients included, but not at
+an image's three channels. `python -m benchmarks.levers` prints what the choice is worth.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from flaxzoo.layers.conv_native import Geometry, kernel_gradient_of, native_conv, native_kernel_gradient
+from flaxzoo.layers.space_to_depth import to_blocks
+
+# Tensor cores take half-precision channels by eights.
+CHANNELS = 8
+
+
+def conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """The convolution for GPUs."""
+    return (thin_conv if _is_thin(kernel, geometry) else native_conv)(x, kernel, geometry=geometry)
+
+
+def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry) -> jax.Array:
+    """Its gradient with respect to the kernel for GPUs."""
+    if _is_thin(like, geometry):
+        return kernel_gradient_of(thin_conv, x, cotangent, like, geometry)
+    return native_kernel_gradient(x, cotangent, like=like, geometry=geometry)
+
+
+def thin_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A convolution over few channels: over blocks of pixels if strided, with zeros up to a multiple of 8 channels."""
+    if geometry.stride != (1, 1):
+        x, kernel = to_blocks(x, kernel, geometry)
+        geometry = Geometry()
+    more = -kernel.shape[2] % CHANNELS
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
+    return native_conv(x, kernel, geometry=geometry)
+
+
+def _is_thin(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
+    few = kernel.shape[2] <= CHANNELS // 2
+    return few and kernel.dtype.itemsize == 2 and geometry.groups == 1 and geometry.dilation == (1, 1)

@@ -1,0 +1,180 @@
+"""Every lowering of the convolution for the CPU against XLA's own."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flaxzoo.layers.conv_cpu import (
+    depthwise_conv,
+    merged_conv,
+    phase_input_gradient,
+    pointwise_conv,
+    row_conv,
+    tap_kernel_gradient,
+    wide_conv,
+)
+from flaxzoo.layers.conv_native import Geometry, native_conv, native_input_gradient, native_kernel_gradient
+from flaxzoo.layers.conv_primitive import conv2d
+from flaxzoo.layers.products import product
+from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
+from tests.compiling import jit
+from tests.layers.convolutions import arrays, assert_equal, assert_equal_with_gradients, convolutions, relative
+
+pytestmark = pytest.mark.usefixtures('x64')
+
+
+@settings(max_examples=12, deadline=None)
+@given(convolutions(), st.sampled_from([1, 3, 6, 16]))
+def test_merged_conv(case, channels):
+    assert_equal_with_gradients(partial(merged_conv, geometry=case[2], channels=channels), *case)
+
+
+def test_the_number_of_merged_blocks_is_bounded():
+    """Each is a convolution to compile; a wide network must not have thousands."""
+    x, kernel = jax.ShapeDtypeStruct((1, 7, 7, 2048), 'float32'), jax.ShapeDtypeStruct((3, 3, 32, 2048), 'float32')
+    jaxpr = jax.make_jaxpr(partial(merged_conv, geometry=Geometry(padding=(1, 1), groups=64)))(x, kernel)
+    assert str(jaxpr).count('conv_general_dilated[') == 16
+
+
+@settings(max_examples=12, deadline=None)
+@given(convolutions(outputs_a_group=1))
+def test_depthwise_conv(case):
+    (*image, channels), (*taps, _, _), geometry = case
+    geometry = geometry._replace(groups=channels)
+    lowering = partial(depthwise_conv, geometry=geometry)
+    assert_equal_with_gradients(lowering, (*image, channels), (*taps, 1, channels), geometry)
+
+
+@settings(max_examples=10, deadline=None)
+@given(convolutions(groups=1, kernel=(1, 1), padding=(0, 0)))
+def test_pointwise_conv(case):
+    assert_equal_with_gradients(partial(pointwise_conv, geometry=case[2]), *case)
+
+
+@settings(max_examples=10, deadline=None)
+@given(convolutions(groups=1, stride=(1, 1)))
+def test_wide_conv(case):
+    assert_equal_with_gradients(partial(wide_conv, geometry=case[2]), *case)
+
+
+@settings(max_examples=10, deadline=None)
+@given(convolutions(groups=1))
+def test_row_conv(case):
+    assert_equal_with_gradients(partial(row_conv, geometry=case[2]), *case)
+
+
+@settings(max_examples=10, deadline=None)
+@given(convolutions(groups=1, kernel=(3, 3), stride=(1, 1), dilation=(1, 1)))
+def test_winograd_conv(case):
+    assert_equal_with_gradients(partial(winograd_conv, padding=case[2].padding), *case)
+
+
+@settings(max_examples=10, deadline=None)
+@given(convolutions(groups=1, kernel=(3, 3), stride=(1, 1), dilation=(1, 1)))
+def test_winograd_gradients(case):
+    x_shape, kernel_shape, geometry = case
+    y_shape = jax.eval_shape(partial(native_conv, geometry=geometry), *arrays(x_shape, kernel_shape)).shape
+    x, kernel, cotangent = arrays(x_shape, kernel_shape, y_shape)
+    ours = winograd_kernel_gradient(x, cotangent, geometry.padding)
+    assert_equal(ours, native_kernel_gradient(x, cotangent, like=jax.typeof(kernel), geometry=geometry))
+    # The gradient of x is the convolution with the flipped kernel, whose channels change places.
+    ours = winograd_conv(cotangent, kernel[::-1, ::-1], tuple(2 - p for p in geometry.padding), transpose=True)
+    assert_equal(ours, native_input_gradient(cotangent, kernel, like=jax.typeof(x), geometry=geometry))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.one_of(convolutions(groups=1, dilation=(1, 1)), convolutions(groups=1, stride=(1, 1))))
+def test_phase_input_gradient(case):
+    x_shape, kernel_shape, geometry = case
+    y_shape = jax.eval_shape(partial(native_conv, geometry=geometry), *arrays(x_shape, kernel_shape)).shape
+    x, kernel, cotangent = arrays(x_shape, kernel_shape, y_shape)
+    both = [
+        jit(partial(gradient, like=jax.typeof(x), geometry=geometry))(cotangent, kernel)
+        for gradient in (phase_input_gradient, native_input_gradient)
+    ]
+    assert_equal(*both)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('images', [2, 3])
+@pytest.mark.parametrize('pixels', [2, 40])
+def test_product(pixels, images, dtype):
+    """With more weights than pixels, and with fewer."""
+    x, matrix = (a.astype(dtype) for a in arrays((images, pixels, 3, 5), (5, 7)))
+    for y in (product(x, matrix), product(x, matrix.T, transpose=True)):
+        assert y.dtype == dtype
+        assert relative(y, x @ matrix) < (1e-14 if dtype == 'float64' else 1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(convolutions(groups=1))
+def test_tap_kernel_gradient(case):
+    x_shape, kernel_shape, geometry = case
+    x, kernel = arrays(x_shape, kernel_shape)
+
+    @jit
+    def both(x, kernel):
+        value, pull = jax.vjp(lambda kernel: native_conv(x, kernel, geometry=geometry), kernel)
+        return tap_kernel_gradient(x, value, like=jax.typeof(kernel), geometry=geometry), *pull(value)
+
+    ours, theirs = both(x, kernel)
+    assert_equal(ours, theirs)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.one_of(convolutions(), convolutions(groups=1), convolutions(groups=1, kernel=(1, 1), padding=(0, 0))))
+def test_the_chosen_lowering(case):
+    assert_equal_with_gradients(partial(conv2d, geometry=case[2]), *case)
+
+
+def test_the_chosen_lowering_over_a_large_image():
+    """Where kernel gradients are products a tap."""
+    geometry = Geometry(stride=(2, 1), padding=(1, 1))
+    assert_equal_with_gradients(partial(conv2d, geometry=geometry), (2, 31, 17, 3), (3, 3, 3, 4), geometry)
+
+
+FLOAT32 = {
+    'pointwise': ((2, 11, 9, 3), (1, 1, 3, 4), Geometry()),
+    'pointwise, strided': ((2, 11, 9, 3), (1, 1, 3, 4), Geometry(stride=(2, 2))),
+    'winograd': ((2, 11, 8, 48), (3, 3, 48, 50), Geometry(padding=(1, 1))),
+    'winograd, unpadded': ((2, 11, 8, 48), (3, 3, 48, 50), Geometry(padding=(0, 2))),
+    'winograd, too much padding for the gradient': ((2, 5, 8, 48), (3, 3, 48, 50), Geometry(padding=(3, 4))),
+    'wide': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(padding=(1, 1))),
+    'wide, unpadded': ((2, 11, 9, 20), (5, 3, 20, 20), Geometry()),
+    'wide, dilated': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(padding=(1, 1), dilation=(2, 2))),
+    'row': ((2, 21, 19, 3), (7, 7, 3, 20), Geometry(stride=(2, 2), padding=(3, 3))),
+    'strided': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(stride=(2, 1), padding=(1, 1))),
+    'strided and dilated': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry((2, 2), (1, 1), (2, 2))),
+    'grouped': ((2, 11, 9, 64), (3, 3, 4, 64), Geometry(padding=(1, 1), groups=16)),
+}
+
+
+@pytest.mark.parametrize('case', FLOAT32)
+def test_the_chosen_lowering_in_float32(case):
+    """Much is chosen for float32 alone; the errors against float64 must be those of float32's rounding."""
+    x_shape, kernel_shape, geometry = FLOAT32[case]
+    x, kernel = arrays(x_shape, kernel_shape)
+
+    @partial(jit, static_argnums=0)
+    def value_and_gradients(conv, x, kernel):
+        value, pull = jax.vjp(partial(conv, geometry=geometry), x, kernel)
+        return value, pull(jnp.cos(jnp.arange(value.size)).reshape(value.shape).astype(value.dtype))
+
+    ours = value_and_gradients(conv2d, x.astype(jnp.float32), kernel.astype(jnp.float32))
+    for a, b in zip(*map(jax.tree.leaves, (ours, value_and_gradients(native_conv, x, kernel))), strict=True):
+        assert a.dtype == jnp.float32
+        assert a.shape == b.shape
+        assert relative(a, b) < 2e-6
+
+
+@pytest.mark.parametrize('case', [c for c in FLOAT32 if 'strided' not in c])
+def test_no_forward_convolution_of_float32_is_left_to_ynnpack(case):
+    """Which XLA would call for two-dimensional convolutions and matrix products, and which is slower."""
+    x_shape, kernel_shape, geometry = FLOAT32[case]
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape)]
+    program = jax.jit(partial(conv2d, geometry=geometry)).lower(*shapes).compile()
+    assert 'ynn_fusion' not in program.as_text()
