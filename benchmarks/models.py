@@ -71,8 +71,6 @@ class Result:
 
 
 def measure(name: str, workers: dict[str, Worker], args: argparse.Namespace) -> list[Result]:
-    for worker in workers.values():
-        worker.wait()
     try:
         runs = interleave({contender: worker.run for contender, worker in workers.items()}, args.runs)
     finally:
@@ -110,6 +108,9 @@ def main() -> None:
     launched = ((name, launch(name, args)) for name in args.models)
     if args.device == 'gpu':
         launched = list(launched)
+        for _, workers in launched:
+            for worker in workers.values():
+                worker.wait()
     for name, workers in launched:
         results += measure(name, workers, args)
         print(*results[-len(args.libraries) :], sep='\n', file=sys.stderr, flush=True)
