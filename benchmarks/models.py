@@ -58,7 +58,7 @@ class Result:
     """One line of the table."""
 
     model: str
-    package: str
+    library: str
     ms: Timing
     images_per_s: float
     ratio_to_torch: float
@@ -67,7 +67,7 @@ class Result:
 
     def cells(self) -> list[str]:
         numbers = [f'{self.images_per_s:.4g}', f'{self.ratio_to_torch:.2f}', f'{self.first_call_s:.1f}']
-        return [f'`{self.model}`', self.package, str(self.ms), *numbers, f'{self.peak_gib:.2f}']
+        return [f'`{self.model}`', self.library, str(self.ms), *numbers, f'{self.peak_gib:.2f}']
 
 
 def measure(name: str, workers: dict[str, Worker], args: argparse.Namespace) -> list[Result]:
@@ -120,8 +120,9 @@ def main() -> None:
     if args.csv:
         with open(args.csv, 'w', newline='') as file:
             writer = csv.writer(file)
-            writer.writerow(field.name for field in fields(Result))
-            writer.writerows(astuple(result) for result in results)
+            writer.writerow(['model', 'library', 'ms', 'ms_low', 'ms_high', *(f.name for f in fields(Result)[3:])])
+            for name, contender, ms, *numbers in map(astuple, results):
+                writer.writerow([name, contender, *ms, *numbers])
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """The image-classification networks PyTorch users know, in JAX/Flax, proven equal and trainable."""
 
+from flaxzoo.initialisation import init
 from flaxzoo.registry import create, list_models
 from flaxzoo.transforms import transforms
 from flaxzoo.weights.convert import ConversionError, from_torch, to_torch
@@ -16,6 +17,7 @@ __all__ = [
     'create',
     'fold_batch_norm',
     'from_torch',
+    'init',
     'list_models',
     'load',
     'load_with_report',

@@ -54,8 +54,7 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
 def initial_variables(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """The variables before the first step, for images (H, W, C): random, or the weights that config.init_from names."""
     if not config.init_from:
-        # Compiled as one program, which is kept in the compilation cache.
-        return jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros((1, *image_shape)))
+        return flaxzoo.init(model, jax.random.key(config.seed), jnp.zeros((1, *image_shape)))
     fields = {'num_classes': model.num_classes, 'in_channels': image_shape[-1], **config.model_fields.to_dict()}
     try:
         return flaxzoo.load(config.model, weights=config.init_from, rng=config.seed, **fields)[1]

@@ -12,23 +12,19 @@ import jax.numpy as jnp
 
 from flaxzoo.layers.conv_native import Geometry
 from flaxzoo.layers.conv_primitive import conv2d
+from flaxzoo.layers.initializers import uniform, variance_scaling
 from flaxzoo.layers.space_to_depth import to_blocks
 
 IntOrPair = int | Sequence[int]
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's kaiming_uniform_(a=sqrt(5)).
-torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+torch_uniform = variance_scaling(1 / 3, 'fan_in', 'uniform')
+kaiming_normal_fan_out = variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def torch_bias(fan_in: int) -> Callable:
     """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default for the bias of Conv2d and Linear."""
-
-    def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    return uniform(fan_in**-0.5)
 
 
 def pair(value: IntOrPair, name: str) -> tuple[int, int]:

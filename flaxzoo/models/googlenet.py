@@ -24,6 +24,7 @@ from flaxzoo.layers import (
     max_pool2d,
     remat,
 )
+from flaxzoo.layers.initializers import normal
 
 # Output channels of the blocks: 1x1; 3x3 reduction, 3x3; 5x5 reduction, 5x5; pool projection (the paper's table 1).
 WIDTHS = {
@@ -39,7 +40,7 @@ WIDTHS = {
 }
 
 # Torchvision truncates at +-2, 200 standard deviations: a plain normal.
-kernel_init = nn.initializers.normal(0.01)
+kernel_init = normal(0.01)
 linear = partial(Linear, kernel_init=kernel_init)
 
 

@@ -26,9 +26,10 @@ from flaxzoo.layers import (
     remat,
 )
 from flaxzoo.layers.conv import IntOrPair
+from flaxzoo.layers.initializers import variance_scaling
 from flaxzoo.models.googlenet import GoogLeNetOutputs, Inception, inception_stages
 
-xavier = nn.initializers.lecun_uniform()  # Caffe's: U(-sqrt(3 / fan_in), sqrt(3 / fan_in))
+xavier = variance_scaling(1.0, 'fan_in', 'uniform')  # Caffe's: U(-sqrt(3 / fan_in), sqrt(3 / fan_in))
 bias_init = nn.initializers.constant(0.2)
 # The last layer of each head starts with a zero bias.
 classifier = partial(Linear, kernel_init=xavier, bias_init=nn.initializers.zeros)

@@ -24,11 +24,12 @@ from flaxzoo.layers import (
     max_pool2d,
     remat,
 )
+from flaxzoo.layers.initializers import normal
 
 # Torchvision truncates at +-2, 20 standard deviations and more: a plain normal. It means to start AuxLogits.conv1 at
 # 0.01, but sets that where nothing reads it.
-kernel_init = nn.initializers.normal(0.1)
-aux_kernel_init = nn.initializers.normal(0.001)
+kernel_init = normal(0.1)
+aux_kernel_init = normal(0.001)
 
 # The zeros of the padding count in the mean, in torch by default.
 smooth = partial(avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=True)

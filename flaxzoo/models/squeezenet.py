@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from flaxzoo.layers import Conv2d, Dropout, global_avg_pool2d, max_pool2d
+from flaxzoo.layers.initializers import normal, variance_scaling
 
 zeros = nn.initializers.zeros
 # torch's kaiming_uniform_ with its defaults
-conv = partial(Conv2d, kernel_init=nn.initializers.he_uniform(), bias_init=zeros)
+conv = partial(Conv2d, kernel_init=variance_scaling(2.0, 'fan_in', 'uniform'), bias_init=zeros)
 # ceil_mode: at 224 pixels the maps of 1.0 are 109, 54, 27 and 13 wide.
 pool = partial(max_pool2d, kernel_size=3, stride=2, ceil_mode=True)
 
@@ -71,7 +72,7 @@ class SqueezeNet(nn.Module):
             index += 1
         x = Dropout(self.dropout, name='classifier.0')(x, train)
         if self.num_classes:
-            x = conv(self.num_classes, 1, kernel_init=nn.initializers.normal(0.01), name='classifier.1')(x)
+            x = conv(self.num_classes, 1, kernel_init=normal(0.01), name='classifier.1')(x)
         return global_avg_pool2d(nn.relu(x))
 
 

@@ -21,12 +21,13 @@ from flaxzoo.layers import (
     max_pool2d,
     remat,
 )
+from flaxzoo.layers.initializers import normal
 
 WIDTHS = (64, 128, 256, 512, 512)
 
 zeros = nn.initializers.zeros
 conv = partial(Conv2d, kernel_size=3, padding=1, kernel_init=kaiming_normal_fan_out, bias_init=zeros)
-linear = partial(Linear, kernel_init=nn.initializers.normal(0.01), bias_init=zeros)
+linear = partial(Linear, kernel_init=normal(0.01), bias_init=zeros)
 
 
 class VGG(nn.Module):

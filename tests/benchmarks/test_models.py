@@ -31,7 +31,8 @@ def test_whole_networks_side_by_side(mode, tmp_path):
     assert '| torch |' in torchs
     with (tmp_path / 'table.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))
-    assert [row['package'] for row in rows] == ['flaxzoo', 'torch']
+    assert [row['library'] for row in rows] == ['flaxzoo', 'torch']
+    assert all(float(row['ms_low']) <= float(row['ms']) <= float(row['ms_high']) for row in rows)
     assert float(rows[1]['ratio_to_torch']) == 1
     assert all(float(row['images_per_s']) > 0 and float(row['peak_gib']) > 0.05 for row in rows)
 
