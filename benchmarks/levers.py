@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from benchmarks.timing import interleave, table
 from flaxzoo.layers import BatchNorm
 from flaxzoo.layers.conv_cpu import (
+    block_conv,
     depthwise_conv,
     phase_input_gradient,
     plain_winograd_conv,
@@ -89,6 +90,11 @@ winograd_gradient = partial(
     gradient,
     native=native_kernel_gradient,
     ours=lambda x, cotangent, like, geometry: winograd_kernel_gradient(x, cotangent, geometry.padding),
+)
+row_gradient = partial(
+    gradient,
+    native=native_kernel_gradient,
+    ours=lambda x, cotangent, like, geometry: kernel_gradient_of(row_conv, x, cotangent, like, geometry),
 )
 thin_gradient = partial(
     gradient,
@@ -158,14 +164,12 @@ CPU_LEVERS = (
     forward('wide, 3x3 32 -> 32 @149', wide_conv, cpu(149, 149, 32), (3, 3, 32, 32)),
     forward('wide, 5x5 48 -> 64 @35', wide_conv, cpu(35, 35, 48), (5, 5, 48, 64), padding=(2, 2)),
     forward('wide, 1x7 192 -> 192 @17', wide_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
-    forward('rows, 7x7 s2 3 -> 64 @224', row_conv, cpu(224, 224, 3), (7, 7, 3, 64), **STEM),
+    forward('blocks, 7x7 s2 3 -> 64 @224', block_conv, cpu(224, 224, 3), (7, 7, 3, 64), **STEM),
     forward('rows, 3x3 s2 3 -> 32 @299', row_conv, cpu(299, 299, 3), (3, 3, 3, 32), stride=(2, 2)),
     tap_gradient('1x1 kernel gradient, 64 -> 256 @56', x=cpu(56, 56, 64), kernel=(1, 1, 64, 256)),
     tap_gradient('1x1 kernel gradient, 1024 -> 256 @14', x=cpu(14, 14, 1024), kernel=(1, 1, 1024, 256)),
     tap_gradient('3x3 s2 kernel gradient, 512 @14', x=cpu(14, 14, 512), kernel=(3, 3, 512, 512), stride=(2, 2), **SAME),
-    tap_gradient(
-        '7x7 s2 kernel gradient, 3 -> 64 @224 (kept)', x=cpu(224, 224, 3), kernel=(7, 7, 3, 64), stride=(2, 2)
-    ),
+    row_gradient('rows, 7x7 s2 kernel gradient, 3 -> 64 @224', x=cpu(224, 224, 3), kernel=(7, 7, 3, 64), **STEM),
     winograd_gradient('winograd kernel gradient, 32 -> 64 @147', x=cpu(147, 147, 32), kernel=(3, 3, 32, 64), **SAME),
     winograd_gradient('winograd kernel gradient, 128 @28', x=cpu(28, 28, 128), kernel=(3, 3, 128, 128), **SAME),
     winograd_gradient('winograd kernel gradient, 512 @7', x=cpu(7, 7, 512), kernel=(3, 3, 512, 512), **SAME),

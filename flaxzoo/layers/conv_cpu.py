@@ -21,6 +21,7 @@ from flaxzoo.layers.conv_native import (
     native_kernel_gradient,
 )
 from flaxzoo.layers.products import product, transposed_product
+from flaxzoo.layers.space_to_depth import to_blocks
 from flaxzoo.layers.taps import Pair, taps
 from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
 
@@ -67,6 +68,8 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.Shaped
     """Its gradient with respect to the kernel for the CPU."""
     if geometry.groups > 1:
         return kernel_gradient_of(_forward(like, geometry), x, cotangent, like, geometry)
+    if _is_thin(like, geometry):
+        return kernel_gradient_of(row_conv, x, cotangent, like, geometry)
     if _is_winograds(like, geometry, WINOGRAD_GRADIENT_CHANNELS):
         return winograd_kernel_gradient(x, cotangent, geometry.padding)
     if _taps_are_faster(like.shape, cotangent.shape, geometry):
@@ -118,6 +121,11 @@ def row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Arra
         dimension_numbers=('NWC', 'WIO', 'NWC'),
     )
     return y.reshape(*rows.shape[:2], *y.shape[1:])
+
+
+def block_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A dense convolution as one of stride 1 over blocks of pixels."""
+    return wide_conv(*to_blocks(x, kernel, geometry), geometry=Geometry())
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
@@ -204,8 +212,14 @@ def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
         return plain_winograd_conv
     if geometry.stride == (1, 1):
         return wide_conv
-    # Few channels make short rows of memory, which joining them amends.
-    return row_conv if kernel.shape[2] <= 4 else native_conv
+    if not _is_thin(kernel, geometry):
+        return native_conv
+    return block_conv if kernel.shape[0] * kernel.shape[1] >= 25 and geometry.dilation == (1, 1) else row_conv
+
+
+def _is_thin(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
+    """Whether it is strided and has few channels, which make short rows of memory unless pixels are joined."""
+    return kernel.dtype == jnp.float32 and kernel.shape[2] <= 4 and geometry.stride != (1, 1) and geometry.groups == 1
 
 
 def _is_winograds(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry, channels: int) -> bool:

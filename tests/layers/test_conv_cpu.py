@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaxzoo.layers.conv_cpu import (
+    block_conv,
     depthwise_conv,
     merged_conv,
     phase_input_gradient,
@@ -59,6 +60,12 @@ def test_pointwise_conv(case):
 @given(convolutions(groups=1, stride=(1, 1)))
 def test_wide_conv(case):
     assert_equal_with_gradients(partial(wide_conv, geometry=case[2]), *case)
+
+
+@settings(max_examples=10, deadline=None)
+@given(convolutions(groups=1, dilation=(1, 1)))
+def test_block_conv(case):
+    assert_equal_with_gradients(partial(block_conv, geometry=case[2]), *case)
 
 
 @settings(max_examples=10, deadline=None)
@@ -146,7 +153,9 @@ FLOAT32 = {
     'wide': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(padding=(1, 1))),
     'wide, unpadded': ((2, 11, 9, 20), (5, 3, 20, 20), Geometry()),
     'wide, dilated': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(padding=(1, 1), dilation=(2, 2))),
-    'row': ((2, 21, 19, 3), (7, 7, 3, 20), Geometry(stride=(2, 2), padding=(3, 3))),
+    'row': ((2, 21, 19, 3), (3, 3, 3, 20), Geometry(stride=(2, 2), padding=(1, 1))),
+    'row, dilated': ((2, 21, 19, 3), (5, 5, 3, 20), Geometry((2, 2), (3, 3), (2, 2))),
+    'blocks': ((2, 21, 19, 3), (7, 7, 3, 20), Geometry(stride=(2, 2), padding=(3, 3))),
     'strided': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(stride=(2, 1), padding=(1, 1))),
     'strided and dilated': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry((2, 2), (1, 1), (2, 2))),
     'grouped': ((2, 11, 9, 64), (3, 3, 4, 64), Geometry(padding=(1, 1), groups=16)),
