@@ -39,7 +39,7 @@ from flaxzoo.layers.conv_native import (
     native_input_gradient,
     native_kernel_gradient,
 )
-from flaxzoo.layers.pool import Windows, first_maximum, native_max_pool, native_sum_pool, select_taps, separable
+from flaxzoo.layers.pool import Windows, first_maximum, kept, native_max_pool, native_sum_pool, select_taps, separable
 from flaxzoo.layers.products import product
 from flaxzoo.layers.winograd import winograd_kernel_gradient
 
@@ -141,6 +141,8 @@ def max_pool_gradient(name: str, x: Array, windows: Windows) -> Lever:
 
     def ours(x):
         y, tap = first_maximum(x, windows)
+        if jax.default_backend() == 'cpu':
+            tap = kept(tap)
         return jax.linear_transpose(lambda t: select_taps(t, tap, windows), x)(y)[0]
 
     return Lever(name, native, ours, (x,))

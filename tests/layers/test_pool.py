@@ -13,6 +13,7 @@ from flaxzoo.layers import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_
 from flaxzoo.layers.pool import (
     _windows,
     first_maximum,
+    kept,
     native_max_pool,
     native_sum_pool,
     select_taps,
@@ -95,6 +96,14 @@ def test_a_large_window_has_integers_enough():
         _, tap = first_maximum(x, _windows(x.shape, kernel, 1, 0, False))
         assert tap.dtype == dtype
         assert (tap == kernel * kernel - 1).all()
+
+
+def test_the_taps_are_kept_exactly_and_computed_once():
+    numbers = jnp.arange(-1, 127)
+    np.testing.assert_array_equal(jit(kept)(numbers), numbers)
+    gradient = jax.jit(jax.grad(lambda x: (max_pool2d(jnp.sin(x), 3, stride=2, padding=1) ** 2).sum()))
+    program = gradient.lower(jax.ShapeDtypeStruct((2, 12, 13, 4), jnp.float32)).compile().as_text()
+    assert program.count(' sqrt(') == 1
 
 
 @pytest.mark.parametrize(('platform', 'scatters'), [('cuda', False), ('tpu', True)])
