@@ -24,6 +24,7 @@ from flaxzoo.layers import BatchNorm
 from flaxzoo.layers.conv_cpu import (
     block_conv,
     depthwise_conv,
+    depthwise_kernel_gradient,
     phase_input_gradient,
     plain_winograd_conv,
     pointwise_conv,
@@ -91,6 +92,7 @@ winograd_gradient = partial(
     native=native_kernel_gradient,
     ours=lambda x, cotangent, like, geometry: winograd_kernel_gradient(x, cotangent, geometry.padding),
 )
+depthwise_gradient = partial(gradient, native=native_kernel_gradient, ours=depthwise_kernel_gradient)
 row_gradient = partial(
     gradient,
     native=native_kernel_gradient,
@@ -120,14 +122,6 @@ def batch_norm_gradients(name: str, x: Array) -> Lever:
         return y, pull(cotangent)
 
     return Lever(name, *(partial(with_gradients, f) for f in (plain, ours)), (x, x))
-
-
-def depthwise_gradients(name: str, x: Array, kernel: tuple, **fields) -> Lever:
-    def gradients(conv, x, kernel):
-        y, pull = jax.vjp(partial(conv, geometry=Geometry(**fields)), x, kernel)
-        return pull(y)
-
-    return Lever(name, partial(gradients, native_conv), partial(gradients, depthwise_conv), (x, Array(kernel, x.dtype)))
 
 
 def pool(name: str, native: Callable, x: Array, windows: Windows) -> Lever:
@@ -181,7 +175,9 @@ CPU_LEVERS = (
     batch_norm_gradients('batch norm and ReLU with gradients, 256 @56', cpu(56, 56, 256)),
     batch_norm_gradients('batch norm and ReLU with gradients, 1024 @14', cpu(14, 14, 1024)),
     forward('depthwise, 128 @56', depthwise_conv, cpu(56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
-    depthwise_gradients('depthwise gradients, 128 @56', cpu(56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
+    depthwise_gradient(
+        'depthwise kernel gradient, 128 @56', x=cpu(56, 56, 128), kernel=(3, 3, 1, 128), groups=128, **SAME
+    ),
     pool('average pool 3x3 s1, 192 @35', native_sum_pool, cpu(35, 35, 192), SAME_POOL),
     pool('max pool 3x3 s1, 192 @35', native_max_pool, cpu(35, 35, 192), SAME_POOL),
     pool('max pool 3x3 s2, 64 @112', native_max_pool, cpu(112, 112, 64), STEM_POOL),

@@ -84,7 +84,7 @@ def step(name: str) -> dict[str, float]:
 
     run, _ = flaxzoo_step(name, 'train', batch=8, dtype='float32')
     monitoring.register_event_duration_secs_listener(listen)
-    run()
+    run(1)
     return measured
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from flaxzoo.layers.conv_cpu import (
     block_conv,
     depthwise_conv,
+    depthwise_kernel_gradient,
     merged_conv,
     phase_input_gradient,
     pointwise_conv,
@@ -48,6 +49,31 @@ def test_depthwise_conv(case):
     geometry = geometry._replace(groups=channels)
     lowering = partial(depthwise_conv, geometry=geometry)
     assert_equal_with_gradients(lowering, (*image, channels), (*taps, 1, channels), geometry)
+
+
+@settings(max_examples=12, deadline=None)
+@given(convolutions(outputs_a_group=1))
+def test_depthwise_kernel_gradient(case):
+    (*image, channels), (*kernel, _, _), geometry = case
+    geometry = geometry._replace(groups=channels)
+    x, kernel = arrays((*image, channels), (*kernel, 1, channels))
+
+    @jit
+    def both(x, kernel):
+        value, pull = jax.vjp(lambda kernel: native_conv(x, kernel, geometry=geometry), kernel)
+        return depthwise_kernel_gradient(x, value, like=jax.typeof(kernel), geometry=geometry), *pull(value)
+
+    assert_equal(*both(x, kernel))
+
+
+def test_depthwise_kernel_gradient_in_half_precision_is_summed_in_single():
+    x, cotangent = (a.astype(jnp.bfloat16) for a in arrays((2, 64, 200, 8), (2, 64, 200, 8)))
+    geometry, like = Geometry(padding=(1, 1), groups=8), jax.core.ShapedArray((3, 3, 1, 8), jnp.bfloat16)
+    ours = depthwise_kernel_gradient(x, cotangent, like=like, geometry=geometry)
+    wide = jax.core.ShapedArray(like.shape, jnp.float64)
+    exact = native_kernel_gradient(*(a.astype(wide.dtype) for a in (x, cotangent)), like=wide, geometry=geometry)
+    assert ours.dtype == jnp.bfloat16
+    assert relative(ours.astype(jnp.float32), exact) < 4e-3
 
 
 @settings(max_examples=10, deadline=None)
@@ -158,6 +184,7 @@ FLOAT32 = {
     'blocks': ((2, 21, 19, 3), (7, 7, 3, 20), Geometry(stride=(2, 2), padding=(3, 3))),
     'strided': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(stride=(2, 1), padding=(1, 1))),
     'strided and dilated': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry((2, 2), (1, 1), (2, 2))),
+    'depthwise': ((2, 11, 9, 8), (3, 3, 1, 8), Geometry(stride=(2, 2), padding=(1, 1), groups=8)),
     'grouped': ((2, 11, 9, 64), (3, 3, 4, 64), Geometry(padding=(1, 1), groups=16)),
 }
 
