@@ -6,8 +6,7 @@ They are what `layers/conv_cpu.py`, `layers/conv_gpu.py` and `layers/pool.py` ch
     python -m benchmarks.levers 'max pool*'
 
 Milliseconds, medians with the range of interleaved runs: float32 and batch 8 on the CPU, bfloat16 and batch 256 on a
-GPU. Where the choice depends on the shape, a shape at which XLA's lowering is kept is measured too. Grouped
-convolutions are in `benchmarks.grouped_conv`.
+GPU. Grouped convolutions are in `benchmarks.grouped_conv`.
 """
 
 import argparse

@@ -51,7 +51,7 @@ def create(name: str, /, **fields) -> nn.Module:
         `num_classes=0` the network has no head and returns the features before it, (N, C).
 
     Returns:
-      A linen Module, called on `x: (N, H, W, C)`: `model.init(key, x)`, `model.apply(variables, x)`.
+      A linen Module, called on `x: (N, H, W, C)`: `variables = flaxzoo.init(model, key)`, `model.apply(variables, x)`.
 
     Raises:
       ValueError: no network has this name, or `num_classes` is no integer or negative.

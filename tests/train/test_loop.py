@@ -76,7 +76,7 @@ def test_a_run_leaves_all_its_records(finished: Path):
     expected = sorted({*steps, *range(5, TOTAL, 5)})
     assert [r['step'] for r in records if r['kind'] == 'train'] == expected
     assert records[-2]['loss'] < records[0]['loss']
-    assert records[-1]['accuracy'] > 0.3
+    assert records[-1]['accuracy'] > 0.2  # chance is 0.1, and six seeds gave 0.30 to 0.51
     assert (finished / 'report.png').stat().st_size > 10_000
     assert list((finished / 'tensorboard').iterdir())
     assert final_state(finished).step == TOTAL
