@@ -52,7 +52,7 @@ def draw(runs: dict[str, list[list[dict]]], path: Path) -> None:
         axes.set_yscale('log')
     accuracy.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     accuracy.set_ylim(0, 1.005)
-    loss.legend(frameon=False, loc='upper right')
+    loss.legend(frameon=False, loc='lower left')
     figure.savefig(path, dpi=100)
 
 
