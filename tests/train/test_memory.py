@@ -33,9 +33,11 @@ def test_a_program_starts_anew_only_where_it_has_to_ask(tmp_path, setting, tunab
     env = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
     env |= {'GLIBC_TUNABLES': tunables} if tunables else {}
     arguments = ['--config', 'a file.py']
-    with subprocess.Popen(
-        [sys.executable, '-X', 'utf8', '-c', PROGRAM, file, *arguments], stdout=subprocess.PIPE, text=True, env=env
-    ) as program:
-        output = program.stdout.read().splitlines()
+    command = [sys.executable, '-X', 'utf8', '-c', PROGRAM, file, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as program:
+        try:
+            output, _ = program.communicate(timeout=60)  # a program that starts anew for ever would never end
+        finally:
+            program.kill()
     assert program.returncode == 0
-    assert output == ['started'] * starts + [f'{program.pid} {arguments} {expected}']
+    assert output.splitlines() == ['started'] * starts + [f'{program.pid} {arguments} {expected}']
