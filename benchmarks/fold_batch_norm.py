@@ -14,14 +14,13 @@ import numpy as np
 
 import flaxzoo
 from benchmarks.timing import interleave, table
-from benchmarks.worker import variables_for
 
 
 def measure(name: str, batch: int, dtype: str, runs: int) -> list:
     model = flaxzoo.create(name)
     shape = (batch, model.image_size, model.image_size, 3)
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
-    variables = jax.device_put(variables_for(model, np.random.default_rng(1)))
+    variables = flaxzoo.init(model, jax.random.key(0))
     apply = jax.jit(model.apply)
     contenders = {'as trained': variables, 'folded': flaxzoo.fold_batch_norm(model, variables)}
     times = interleave({form: lambda v=v: apply(v, x) for form, v in contenders.items()}, runs)

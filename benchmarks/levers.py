@@ -39,7 +39,7 @@ from flaxzoo.layers.conv_native import (
     native_input_gradient,
     native_kernel_gradient,
 )
-from flaxzoo.layers.pool import Windows, first_maximum, kept, native_max_pool, native_sum_pool, select_taps, separable
+from flaxzoo.layers.pool import Windows, max_pool, native_max_pool, native_sum_pool, separable
 from flaxzoo.layers.products import product
 from flaxzoo.layers.winograd import winograd_kernel_gradient
 
@@ -128,17 +128,11 @@ def pool(name: str, native: Callable, x: Array, windows: Windows) -> Lever:
 
 
 def max_pool_gradient(name: str, x: Array, windows: Windows) -> Lever:
-    def native(x):
-        y, pull = jax.vjp(partial(native_max_pool, windows=windows), x)
+    def gradient(pool, x):
+        y, pull = jax.vjp(partial(pool, windows=windows), x)
         return pull(y)[0]
 
-    def ours(x):
-        y, tap = first_maximum(x, windows)
-        if jax.default_backend() == 'cpu':
-            tap = kept(tap)
-        return jax.linear_transpose(lambda t: select_taps(t, tap, windows), x)(y)[0]
-
-    return Lever(name, native, ours, (x,))
+    return Lever(name, partial(gradient, native_max_pool), partial(gradient, max_pool), (x,))
 
 
 STEM_POOL = Windows((3, 3), (2, 2), ((1, 1), (1, 1)))

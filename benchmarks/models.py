@@ -58,7 +58,7 @@ class Result:
     """One line of the table."""
 
     model: str
-    library: str
+    contender: str
     ms: Timing
     images_per_s: float
     ratio_to_torch: float
@@ -67,7 +67,7 @@ class Result:
 
     def cells(self) -> list[str]:
         numbers = [f'{self.images_per_s:.4g}', f'{self.ratio_to_torch:.2f}', f'{self.first_call_s:.1f}']
-        return [f'`{self.model}`', self.library, str(self.ms), *numbers, f'{self.peak_gib:.2f}']
+        return [f'`{self.model}`', self.contender, str(self.ms), *numbers, f'{self.peak_gib:.2f}']
 
 
 def measure(name: str, workers: dict[str, Worker], args: argparse.Namespace) -> list[Result]:

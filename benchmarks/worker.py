@@ -13,7 +13,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -24,21 +23,6 @@ def batch_for(size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Random images (N, H, W, 3), float32, and labels (N,)."""
     rng = np.random.default_rng(0)
     return rng.normal(size=(batch, size, size, 3)).astype(np.float32), rng.integers(NUM_CLASSES, size=batch)
-
-
-def variables_for(model: Any, rng: np.random.Generator) -> Any:
-    """Random variables of a flaxzoo network, without compiling its own initialisation."""
-    import jax
-
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), np.float32)
-
-    def fill(path: tuple, leaf: Any) -> np.ndarray:
-        name, shape = path[-1].key, leaf.shape
-        if name == 'kernel':
-            return (rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
-        return (np.ones if name in ('scale', 'var') else np.zeros)(shape, np.float32)
-
-    return jax.tree.map_with_path(fill, jax.eval_shape(model.init, jax.random.key(0), image))
 
 
 def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable[[int], None], Callable[[], int]]:
@@ -52,7 +36,7 @@ def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable
     model = flaxzoo.create(name)
     images, labels = batch_for(model.image_size, batch)
     x, y = jax.device_put(jnp.asarray(images, dtype)), jax.device_put(jnp.asarray(labels))
-    variables = jax.device_put(variables_for(model, np.random.default_rng(1)))
+    variables = flaxzoo.init(model, jax.random.key(0))
     tx = optax.sgd(0.01, momentum=0.9)
 
     def loss(params, stats, x, y):

@@ -21,7 +21,7 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> jax.Array:
     """Maximum over windows; `stride=None` means `kernel_size`. (N, H, W, C) -> (N, H', W', C)."""
-    return _max_pool(x, _windows(x.shape, kernel_size, stride, padding, ceil_mode))
+    return max_pool(x, _windows(x.shape, kernel_size, stride, padding, ceil_mode))
 
 
 class Windows(NamedTuple):
@@ -110,11 +110,12 @@ def kept(numbers: jax.Array) -> jax.Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _max_pool(x: jax.Array, windows: Windows) -> jax.Array:
+def max_pool(x: jax.Array, windows: Windows) -> jax.Array:
+    """The maximum over `windows`, which sends the gradient to the first of equal maxima."""
     return _pool(native_max_pool, x, windows)
 
 
-@_max_pool.defjvp
+@max_pool.defjvp
 def _max_pool_jvp(windows: Windows, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
 

@@ -1,5 +1,6 @@
 """The benchmarks of whole networks and of lowerings: that they run and compare like with like, not how fast."""
 
+import argparse
 import csv
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import jax
 import pytest
 
 from benchmarks.levers import CPU_LEVERS, GPU_LEVERS
+from benchmarks.models import library
+from benchmarks.timing import Timing
 
 
 @pytest.mark.parametrize('mode', ['infer', 'train'])
@@ -35,6 +38,17 @@ def test_whole_networks_side_by_side(mode, tmp_path):
     assert all(float(row['ms_low']) <= float(row['ms']) <= float(row['ms_high']) for row in rows)
     assert float(rows[1]['ratio_to_torch']) == 1
     assert all(float(row['images_per_s']) > 0 and float(row['peak_gib']) > 0.05 for row in rows)
+
+
+def test_a_library_may_have_flags_and_another_is_refused():
+    flags = 'flaxzoo:--xla_cpu_prefer_vector_width=256'
+    assert library(flags) == flags
+    with pytest.raises(argparse.ArgumentTypeError, match="'tensorflow' is none of flaxzoo, torch"):
+        library('tensorflow')
+
+
+def test_the_time_of_a_batch_is_that_of_a_run_divided():
+    assert Timing(30, 20, 50).divided(10) == Timing(3, 2, 5)
 
 
 @pytest.mark.parametrize('lever', CPU_LEVERS + GPU_LEVERS, ids=lambda lever: lever.name)

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flaxzoo.layers import conv_cpu
 from flaxzoo.layers.conv_cpu import (
     block_conv,
     depthwise_conv,
     depthwise_kernel_gradient,
     merged_conv,
     phase_input_gradient,
+    plain_winograd_conv,
     pointwise_conv,
     row_conv,
     tap_kernel_gradient,
@@ -205,6 +207,40 @@ def test_the_chosen_lowering_in_float32(case):
         assert a.dtype == jnp.float32
         assert a.shape == b.shape
         assert relative(a, b) < 2e-6
+
+
+CHOSEN = {
+    'pointwise': pointwise_conv,
+    'winograd': plain_winograd_conv,
+    'wide': wide_conv,
+    'row': row_conv,
+    'blocks': block_conv,
+    'strided': native_conv,
+    'depthwise': depthwise_conv,
+    'grouped': merged_conv,
+}
+
+
+@pytest.mark.parametrize('case', CHOSEN)
+def test_the_lowering_is_the_one_that_was_measured_to_be_fast(case):
+    """All give the same numbers, so that no other test would see a slow one chosen."""
+    _, kernel_shape, geometry = FLOAT32[case]
+    assert conv_cpu._forward(jax.ShapeDtypeStruct(kernel_shape, jnp.float32), geometry) is CHOSEN[case]
+
+
+@pytest.mark.parametrize(
+    ('case', 'primitive', 'rank'), [('depthwise', 'reduce', 4), ('blocks', 'conv_general_dilated', 3)]
+)
+def test_the_kernel_gradient_is_the_one_that_was_measured_to_be_fast(case, primitive, rank):
+    """A sum row by row, and a one-dimensional convolution."""
+    x_shape, kernel_shape, geometry = FLOAT32[case]
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape))
+    y = jax.eval_shape(partial(native_conv, geometry=geometry), x, kernel)
+    like = jax.core.ShapedArray(kernel_shape, jnp.float32)
+    jaxpr = jax.make_jaxpr(partial(conv_cpu.kernel_gradient, like=like, geometry=geometry))(x, y)
+    found = [eqn for eqn in jaxpr.eqns if eqn.primitive.name in ('reduce', 'conv_general_dilated')]
+    assert [eqn.primitive.name for eqn in found] == [primitive]
+    assert found[0].invars[0].aval.ndim == rank
 
 
 @pytest.mark.parametrize('case', [c for c in FLOAT32 if 'strided' not in c])

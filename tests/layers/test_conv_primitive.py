@@ -94,3 +94,14 @@ def test_gpus_and_tpus_keep_the_native_convolution(fields, plain):
     for platform in ('cuda', 'tpu'):
         assert exported[platform].count('stablehlo.convolution') == 1
         assert plain in exported[platform]
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_the_precision_asked_for_reaches_the_convolution_and_its_gradients_on_gpus(dtype):
+    """Which GPUs otherwise compute in TF32."""
+    gradients = jax.jit(jax.grad(lambda x, kernel: conv2d(x, kernel, Geometry((2, 2))).sum(), (0, 1)))
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((1, 9, 9, 3), (3, 3, 3, 8))]
+    with jax.default_matmul_precision('highest'):
+        program = jax.export.export(gradients, platforms=['cuda'])(*shapes).mlir_module()
+    assert program.count('.convolution(') == 2
+    assert program.count('HIGHEST') == 4  # both factors of each
