@@ -9,6 +9,9 @@ that are not counted. A library may be followed by flags for XLA. On the CPU a r
 one after the other. On a GPU a run is ten batches, which are waited for together as in training, and the processes of
 all models start at once, since compiling takes their processors and not the GPU: their memory must fit together.
 
+All keep the memory that they free, as `flaxzoo.keep_memory()` does, torch too, which gains from it as well. With
+`--memory fresh` no one does.
+
 Prints a Markdown table: milliseconds a batch (median, fastest and slowest), images a second, the ratio of the medians
 to torch's eager one, seconds of the first call (compilation included), and peak memory.
 """
@@ -40,7 +43,9 @@ def start(contender: str, name: str, args: argparse.Namespace) -> Worker:
     env |= {'cpu': {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}, 'gpu': {'JAX_PLATFORMS': 'cuda'}}[args.device]
     env |= {'XLA_FLAGS': flags} if flags else {}
     batches = BATCHES_A_RUN[args.device]
-    return Worker(['benchmarks.worker', library, name, args.mode, str(args.batch), args.dtype, str(batches)], env=env)
+    return Worker(
+        ['benchmarks.worker', library, name, args.mode, str(args.batch), args.dtype, args.memory, str(batches)], env=env
+    )
 
 
 def launch(name: str, args: argparse.Namespace) -> dict[str, Worker]:
@@ -99,6 +104,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
     parser.add_argument('--device', choices=('cpu', 'gpu'), default='cpu')
+    parser.add_argument('--memory', choices=('kept', 'fresh'), default='kept')
     parser.add_argument('--libraries', nargs='+', type=library, default=LIBRARIES)
     parser.add_argument('--runs', type=int, default=7)
     parser.add_argument('--csv', help='write the results to this file too')
@@ -114,7 +120,8 @@ def main() -> None:
     for name, workers in launched:
         results += measure(name, workers, args)
         print(*results[-len(args.libraries) :], sep='\n', file=sys.stderr, flush=True)
-    print(f'{args.mode}, batch {args.batch}, {args.dtype}, {args.device}, {len(os.sched_getaffinity(0))} processors')
+    processors = f'{len(os.sched_getaffinity(0))} processors'
+    print(f'{args.mode}, batch {args.batch}, {args.dtype}, {args.device}, memory {args.memory}, {processors}')
     header = ['model', 'library', 'ms a batch', 'images/s', 'time / torch', 'first call, s', 'peak, GiB']
     print(table(header, [result.cells() for result in results]))
     if args.csv:

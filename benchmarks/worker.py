@@ -1,9 +1,10 @@
 """One network of one library in a process of its own: see benchmarks/models.py.
 
-    python -m benchmarks.worker flaxzoo resnet50 infer 8 float32 1
+    python -m benchmarks.worker flaxzoo resnet50 infer 8 float32 kept 1
 
 Prints a JSON line when it is ready, with the seconds of the first call. For every line it reads it computes as many
-batches as the last argument says, waits for them, and prints a line with the peak memory.
+batches as the last argument says, waits for them, and prints a line with the peak memory. The argument before it is
+'kept' if the process, of either library, calls `flaxzoo.keep_memory()`, or 'fresh'.
 A process each keeps the peak memory apart and lets no library's threads disturb the other's.
 """
 
@@ -15,6 +16,8 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+
+import flaxzoo
 
 NUM_CLASSES = 1000
 
@@ -30,8 +33,6 @@ def flaxzoo_step(name: str, mode: str, batch: int, dtype: str) -> tuple[Callable
     import jax
     import jax.numpy as jnp
     import optax
-
-    import flaxzoo
 
     model = flaxzoo.create(name)
     images, labels = batch_for(model.image_size, batch)
@@ -83,7 +84,6 @@ def torch_step(
     """The same by torch, channels last; half precision by autocast, as torch's users train, and cuDNN's fastest."""
     import torch
 
-    import flaxzoo
     from tests import reference
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -124,7 +124,9 @@ def _peak_rss() -> int:
 
 
 def main() -> None:
-    library, name, mode, batch, dtype, batches = sys.argv[1:]
+    library, name, mode, batch, dtype, memory, batches = sys.argv[1:]
+    if memory == 'kept':
+        flaxzoo.keep_memory()
     if library == 'flaxzoo':
         run, peak = flaxzoo_step(name, mode, int(batch), dtype)
     else:

@@ -1,6 +1,7 @@
 """The image-classification networks PyTorch users know, in JAX/Flax, proven equal and trainable."""
 
 from flaxzoo.initialisation import init
+from flaxzoo.memory import keep_memory
 from flaxzoo.registry import create, list_models
 from flaxzoo.transforms import transforms
 from flaxzoo.weights.convert import ConversionError, from_torch, to_torch
@@ -18,6 +19,7 @@ __all__ = [
     'fold_batch_norm',
     'from_torch',
     'init',
+    'keep_memory',
     'list_models',
     'load',
     'load_with_report',
