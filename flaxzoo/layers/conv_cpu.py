@@ -73,7 +73,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.Shaped
         if _forward(like, geometry) is depthwise_conv:
             return depthwise_kernel_gradient(x, cotangent, like=like, geometry=geometry)
         return kernel_gradient_of(merged_conv, x, cotangent, like, geometry)
-    if _is_thin(like, geometry):
+    if _is_thin(like, geometry) or _is_row(like, geometry):
         return kernel_gradient_of(row_conv, x, cotangent, like, geometry)
     if _is_winograds(like, geometry, WINOGRAD_GRADIENT_CHANNELS):
         return winograd_kernel_gradient(x, cotangent, geometry.padding)
@@ -236,15 +236,19 @@ def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
     if _is_winograds(kernel, geometry, WINOGRAD_CHANNELS):
         return plain_winograd_conv
     if geometry.stride == (1, 1):
-        return wide_conv
-    if not _is_thin(kernel, geometry):
-        return native_conv
-    return block_conv if kernel.shape[0] * kernel.shape[1] >= 25 and geometry.dilation == (1, 1) else row_conv
+        return row_conv if _is_row(kernel, geometry) else wide_conv
+    large = kernel.shape[0] * kernel.shape[1] >= 25 and geometry.dilation == (1, 1)
+    return block_conv if large and _is_thin(kernel, geometry) else row_conv
 
 
 def _is_thin(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
     """Whether it is strided and has few channels, which make short rows of memory unless pixels are joined."""
     return kernel.dtype == jnp.float32 and kernel.shape[2] <= 4 and geometry.stride != (1, 1) and geometry.groups == 1
+
+
+def _is_row(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
+    """Whether its kernel is a row of several taps, so that it is a one-dimensional convolution as it stands."""
+    return kernel.dtype == jnp.float32 and kernel.shape[0] == 1 < kernel.shape[1] and geometry.stride == (1, 1)
 
 
 def _is_winograds(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry, channels: int) -> bool:
@@ -258,14 +262,15 @@ def _is_winograds(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry, 
 
 
 def _taps_are_faster(kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, ...], geometry: Geometry) -> bool:
-    """As `benchmarks.levers` shows: up to 3 times over large images, no gain over 14x14 unless strided.
+    """As `benchmarks.levers` shows: up to 3 times for columns of taps and over large images.
 
-    A loss for the many taps of 5x5 and 7x7.
+    No gain over 14x14 unless strided, a loss for the many taps of 5x5 and 7x7.
     """
-    if kernel_shape[:2] == (1, 1):
-        return geometry.padding == (0, 0)
+    height, width = kernel_shape[:2]
+    if width == 1:
+        return height > 1 or geometry.padding == (0, 0)
     large = cotangent_shape[1] * cotangent_shape[2] >= 200
-    return kernel_shape[0] * kernel_shape[1] <= 9 and (large or geometry.stride != (1, 1))
+    return height * width <= 9 and (large or geometry.stride != (1, 1))
 
 
 def _taps(x: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> list[jax.Array]:

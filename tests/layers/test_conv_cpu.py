@@ -181,8 +181,11 @@ FLOAT32 = {
     'wide': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(padding=(1, 1))),
     'wide, unpadded': ((2, 11, 9, 20), (5, 3, 20, 20), Geometry()),
     'wide, dilated': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(padding=(1, 1), dilation=(2, 2))),
-    'row': ((2, 21, 19, 3), (3, 3, 3, 20), Geometry(stride=(2, 2), padding=(1, 1))),
-    'row, dilated': ((2, 21, 19, 3), (5, 5, 3, 20), Geometry((2, 2), (3, 3), (2, 2))),
+    'row': ((2, 11, 19, 20), (1, 7, 20, 24), Geometry(padding=(0, 3))),
+    'row, dilated': ((2, 11, 19, 20), (1, 5, 20, 24), Geometry((1, 1), (1, 2), (1, 2))),
+    'column': ((2, 9, 11, 20), (7, 1, 20, 24), Geometry(padding=(3, 0))),
+    'thin': ((2, 21, 19, 3), (3, 3, 3, 20), Geometry(stride=(2, 2), padding=(1, 1))),
+    'thin, dilated': ((2, 21, 19, 3), (5, 5, 3, 20), Geometry((2, 2), (3, 3), (2, 2))),
     'blocks': ((2, 21, 19, 3), (7, 7, 3, 20), Geometry(stride=(2, 2), padding=(3, 3))),
     'strided': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(stride=(2, 1), padding=(1, 1))),
     'strided and dilated': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry((2, 2), (1, 1), (2, 2))),
@@ -214,8 +217,11 @@ CHOSEN = {
     'winograd': plain_winograd_conv,
     'wide': wide_conv,
     'row': row_conv,
+    'column': wide_conv,
+    'thin': row_conv,
     'blocks': block_conv,
-    'strided': native_conv,
+    'strided': row_conv,
+    'strided and dilated': row_conv,
     'depthwise': depthwise_conv,
     'grouped': merged_conv,
 }
@@ -228,22 +234,44 @@ def test_the_lowering_is_the_one_that_was_measured_to_be_fast(case):
     assert conv_cpu._forward(jax.ShapeDtypeStruct(kernel_shape, jnp.float32), geometry) is CHOSEN[case]
 
 
-@pytest.mark.parametrize(
-    ('case', 'primitive', 'rank'), [('depthwise', 'reduce', 4), ('blocks', 'conv_general_dilated', 3)]
-)
-def test_the_kernel_gradient_is_the_one_that_was_measured_to_be_fast(case, primitive, rank):
-    """A sum row by row, and a one-dimensional convolution."""
+def kernel_gradient_jaxpr(case: str):
     x_shape, kernel_shape, geometry = FLOAT32[case]
     x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape))
     y = jax.eval_shape(partial(native_conv, geometry=geometry), x, kernel)
     like = jax.core.ShapedArray(kernel_shape, jnp.float32)
-    jaxpr = jax.make_jaxpr(partial(conv_cpu.kernel_gradient, like=like, geometry=geometry))(x, y)
-    found = [eqn for eqn in jaxpr.eqns if eqn.primitive.name in ('reduce', 'conv_general_dilated')]
-    assert [eqn.primitive.name for eqn in found] == [primitive]
-    assert found[0].invars[0].aval.ndim == rank
+    return jax.make_jaxpr(partial(conv_cpu.kernel_gradient, like=like, geometry=geometry))(x, y)
 
 
-@pytest.mark.parametrize('case', [c for c in FLOAT32 if 'strided' not in c])
+@pytest.mark.parametrize(
+    ('case', 'operations'),
+    [
+        ('depthwise', {'reduce': 1, 'dot_general': 0, 'conv_general_dilated': 0}),  # all taps at once
+        ('blocks', {'dot_general': 0, 'conv_general_dilated': 1}),
+        ('row', {'dot_general': 0, 'conv_general_dilated': 1}),
+        ('column', {'dot_general': 7, 'conv_general_dilated': 0}),  # one a tap
+        ('winograd', {'dot_general': 16, 'conv_general_dilated': 0}),
+    ],
+)
+def test_the_kernel_gradient_is_the_one_that_was_measured_to_be_fast(case, operations):
+    program = str(kernel_gradient_jaxpr(case))
+    assert {operation: program.count(f' {operation}[') for operation in operations} == operations
+
+
+def test_one_dimensional_convolutions_have_kernel_gradients_of_one_dimension():
+    """XLA's two-dimensional ones are slower."""
+    for case in 'blocks', 'row':
+        (found,) = [eqn for eqn in kernel_gradient_jaxpr(case).eqns if eqn.primitive.name == 'conv_general_dilated']
+        assert found.invars[0].aval.ndim == 3
+
+
+def test_a_depthwise_kernel_gradient_sums_few_rows_at_a_time():
+    """LLVM computes only a short sum for many channels at once."""
+    (found,) = [eqn for eqn in kernel_gradient_jaxpr('depthwise').eqns if eqn.primitive.name == 'reduce']
+    (axis,) = found.params['dimensions']
+    assert found.invars[0].aval.shape[axis] == conv_cpu.ROWS_A_SUM
+
+
+@pytest.mark.parametrize('case', FLOAT32)
 def test_no_forward_convolution_of_float32_is_left_to_ynnpack(case):
     """Which XLA would call for two-dimensional convolutions and matrix products, and which is slower."""
     x_shape, kernel_shape, geometry = FLOAT32[case]
