@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
     parser.add_argument('--runs', type=int, default=15)
     args = parser.parse_args()
+    flaxzoo.keep_memory()
 
     rows = [measure(name, args.batch, args.dtype, args.runs) for name in args.models]
     print(f'{jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}, ms a batch')

@@ -14,6 +14,7 @@ from functools import partial
 import jax
 import numpy as np
 
+import flaxzoo
 from benchmarks.timing import interleave, table
 from flaxzoo.layers.conv_cpu import merged_conv
 from flaxzoo.layers.conv_native import Geometry, native_conv
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument('--widths', action='store_true', help='compare widths of the merged blocks')
     parser.add_argument('--no-torch', action='store_true', help='leave torch out')
     args = parser.parse_args()
+    flaxzoo.keep_memory()
 
     if args.widths:
         widths = (64, 32, 8, 16)

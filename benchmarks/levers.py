@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+import flaxzoo
 from benchmarks.timing import interleave, table
 from flaxzoo.layers import BatchNorm
 from flaxzoo.layers.conv_cpu import (
@@ -152,12 +153,17 @@ CPU_LEVERS = (
     forward('winograd, 512 -> 512 @7', plain_winograd_conv, cpu(7, 7, 512), (3, 3, 512, 512), **SAME),
     forward('wide, 3x3 32 -> 32 @149', wide_conv, cpu(149, 149, 32), (3, 3, 32, 32)),
     forward('wide, 5x5 48 -> 64 @35', wide_conv, cpu(35, 35, 48), (5, 5, 48, 64), padding=(2, 2)),
-    forward('wide, 1x7 192 -> 192 @17', wide_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
+    forward('wide, 7x1 192 -> 192 @17', wide_conv, cpu(17, 17, 192), (7, 1, 192, 192), padding=(3, 0)),
+    forward('rows, 1x7 192 -> 192 @17', row_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
+    forward('rows, 3x3 s2 288 -> 384 @35', row_conv, cpu(35, 35, 288), (3, 3, 288, 384), stride=(2, 2)),
+    forward('rows, 3x3 s2 512 -> 512 @14', row_conv, cpu(14, 14, 512), (3, 3, 512, 512), stride=(2, 2), **SAME),
     forward('blocks, 7x7 s2 3 -> 64 @224', block_conv, cpu(224, 224, 3), (7, 7, 3, 64), **STEM),
     forward('rows, 3x3 s2 3 -> 32 @299', row_conv, cpu(299, 299, 3), (3, 3, 3, 32), stride=(2, 2)),
     tap_gradient('1x1 kernel gradient, 64 -> 256 @56', x=cpu(56, 56, 64), kernel=(1, 1, 64, 256)),
     tap_gradient('1x1 kernel gradient, 1024 -> 256 @14', x=cpu(14, 14, 1024), kernel=(1, 1, 1024, 256)),
     tap_gradient('3x3 s2 kernel gradient, 512 @14', x=cpu(14, 14, 512), kernel=(3, 3, 512, 512), stride=(2, 2), **SAME),
+    tap_gradient('7x1 kernel gradient, 192 @17', x=cpu(17, 17, 192), kernel=(7, 1, 192, 192), padding=(3, 0)),
+    row_gradient('rows, 1x7 kernel gradient, 192 @17', x=cpu(17, 17, 192), kernel=(1, 7, 192, 192), padding=(0, 3)),
     row_gradient('rows, 7x7 s2 kernel gradient, 3 -> 64 @224', x=cpu(224, 224, 3), kernel=(7, 7, 3, 64), **STEM),
     winograd_gradient('winograd kernel gradient, 32 -> 64 @147', x=cpu(147, 147, 32), kernel=(3, 3, 32, 64), **SAME),
     winograd_gradient('winograd kernel gradient, 128 @28', x=cpu(28, 28, 128), kernel=(3, 3, 128, 128), **SAME),
@@ -203,6 +209,7 @@ def main() -> None:
     parser.add_argument('pattern', nargs='?', default='*')
     parser.add_argument('--runs', type=int, default=7)
     args = parser.parse_args()
+    flaxzoo.keep_memory()
     levers = {'cpu': CPU_LEVERS, 'gpu': GPU_LEVERS}[jax.default_backend()]
     batch, *_ = levers[0].arrays[0].shape
     rows = [measure(lever, args.runs) for lever in levers if fnmatch(lever.name, args.pattern)]

@@ -5,9 +5,10 @@
     python -m benchmarks.models --libraries flaxzoo flaxzoo:--xla_gpu_use_runtime_fusion=true --device gpu
 
 Each contender is a process of its own on the same processors; their runs take turns, after a first call and a warm-up
-that are not counted. A library may be followed by flags for XLA. On the CPU a run is one batch, and the processes start
-one after the other. On a GPU a run is ten batches, which are waited for together as in training, and the processes of
-all models start at once, since compiling takes their processors and not the GPU: their memory must fit together.
+that are not counted. A library may be followed by flags for XLA. On the CPU a run is five batches for inference and
+two for training, and the processes start one after the other. On a GPU a run is ten batches, which are waited for
+together as in training, and the processes of all models start at once, since compiling takes their processors and not
+the GPU: their memory must fit together.
 
 All keep the memory that they free, as `flaxzoo.keep_memory()` does, torch too, which gains from it as well. With
 `--memory fresh` no one does.
@@ -26,7 +27,8 @@ from benchmarks.timing import Timing, interleave, table
 from benchmarks.workers import Worker
 
 LIBRARIES = ('flaxzoo', 'torch', 'torch.compile')
-BATCHES_A_RUN = {'cpu': 1, 'gpu': 10}
+# A run is long against what it takes to wake a process.
+BATCHES_A_RUN = {('cpu', 'infer'): 5, ('cpu', 'train'): 2, ('gpu', 'infer'): 10, ('gpu', 'train'): 10}
 
 
 def library(text: str) -> str:
@@ -42,7 +44,7 @@ def start(contender: str, name: str, args: argparse.Namespace) -> Worker:
     env = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
     env |= {'cpu': {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}, 'gpu': {'JAX_PLATFORMS': 'cuda'}}[args.device]
     env |= {'XLA_FLAGS': flags} if flags else {}
-    batches = BATCHES_A_RUN[args.device]
+    batches = BATCHES_A_RUN[args.device, args.mode]
     return Worker(
         ['benchmarks.worker', library, name, args.mode, str(args.batch), args.dtype, args.memory, str(batches)], env=env
     )
@@ -81,7 +83,7 @@ def measure(name: str, workers: dict[str, Worker], args: argparse.Namespace) -> 
     finally:
         for worker in workers.values():
             worker.close()
-    times = {contender: time.divided(BATCHES_A_RUN[args.device]) for contender, time in runs.items()}
+    times = {contender: time.divided(BATCHES_A_RUN[args.device, args.mode]) for contender, time in runs.items()}
     base = times.get('torch', next(iter(times.values()))).median
     return [
         Result(
