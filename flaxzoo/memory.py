@@ -16,8 +16,8 @@ def keep_memory() -> None:
 
     For a program on the CPU; call it once, before jax computes anything. XLA allocates what a compiled function needs
     for its intermediate results as one block at each call, hundreds of megabytes, which the GNU C library takes from
-    the system and gives back, and Linux fills it with zeros page by page at its first use. That is a quarter of the
-    time of a training step of ResNet-50 (`python -m benchmarks.models --memory fresh`).
+    the system and gives back, and Linux fills it with zeros page by page at its first use. That is a fifth of the time
+    of a training step of ResNet-50 (`python -m benchmarks.models --mode train --memory fresh` against `kept`).
 
     The process then holds as much memory as it ever needed. Calls of jitted functions on one CPU device return when
     they are done, because the library can only keep such blocks of the thread that called first, the main thread: jit a
