@@ -1,6 +1,7 @@
 """`flaxzoo.keep_memory`: in a process of its own, since it changes the whole process."""
 
 import platform
+import runpy
 import subprocess
 import sys
 
@@ -36,14 +37,14 @@ def megabytes_from_the_system(memory: str) -> float:
     return float(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='nothing changes with another C library')
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only the GNU C library can be told to keep memory')
 def test_what_a_call_freed_serves_the_next_one():
     assert megabytes_from_the_system('fresh') > 50
     assert megabytes_from_the_system('kept') < 5
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='nothing changes with another C library')
-def test_it_is_refused_when_it_would_come_too_late():
+def test_it_is_refused_when_it_would_come_too_late(monkeypatch):
+    monkeypatch.setattr(platform, 'libc_ver', lambda: ('glibc', '2.36'))
     jax.devices()
     with pytest.raises(RuntimeError, match='must come before jax computes'):
         flaxzoo.keep_memory()
@@ -51,4 +52,14 @@ def test_it_is_refused_when_it_would_come_too_late():
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
+    jax.devices()  # with the GNU C library it would be refused
     flaxzoo.keep_memory()
+
+
+def test_the_training_program_keeps_its_memory(monkeypatch):
+    calls = []
+    monkeypatch.setattr(flaxzoo, 'keep_memory', lambda: calls.append('keep_memory'))
+    monkeypatch.setattr(sys, 'argv', ['train', '--help'])
+    with pytest.raises(SystemExit):
+        runpy.run_module('train', run_name='__main__')
+    assert calls == ['keep_memory']

@@ -33,7 +33,8 @@ MERGED_CHANNELS = 16
 # most 16 a training step of ResNeXt-50 compiles in about half the time that it takes with 32.
 MAX_BLOCKS = 16
 
-# Rows of a product that the kernel gradient of a depthwise convolution sums at once; 8 are no faster, all are slower.
+# Rows of a product that the kernel gradient of a depthwise convolution sums at once. Of 4 and 8 each was the faster at
+# some shapes; sums along whole rows took about twice as long.
 ROWS_A_SUM = 4
 
 # Ratios C * O / (C + O) from which Winograd's algorithm is faster (`python -m benchmarks.levers '*winograd*'`); that of
