@@ -20,9 +20,8 @@ import jax.numpy as jnp
 
 import flaxzoo
 from benchmarks.timing import interleave, table
-from flaxzoo.layers import BatchNorm
+from flaxzoo.layers import BatchNorm, kept
 from flaxzoo.layers.conv_cpu import (
-    block_conv,
     depthwise_conv,
     depthwise_kernel_gradient,
     phase_input_gradient,
@@ -40,7 +39,7 @@ from flaxzoo.layers.conv_native import (
     native_input_gradient,
     native_kernel_gradient,
 )
-from flaxzoo.layers.pool import Windows, max_pool, native_max_pool, native_sum_pool, separable
+from flaxzoo.layers.pool import Windows, max_pool, native_max_pool, native_sum_pool, separable_sum_pool
 from flaxzoo.layers.products import product
 from flaxzoo.layers.winograd import winograd_kernel_gradient
 
@@ -124,8 +123,28 @@ def batch_norm_gradients(name: str, x: Array) -> Lever:
     return Lever(name, *(partial(with_gradients, f) for f in (plain, ours)), (x, x))
 
 
-def pool(name: str, native: Callable, x: Array, windows: Windows) -> Lever:
-    return Lever(name, partial(native, windows=windows), partial(separable, native, windows=windows), (x,))
+def average_pool(name: str, x: Array, windows: Windows) -> Lever:
+    """The sum, without the division."""
+    return Lever(name, *(partial(pool, windows=windows) for pool in (native_sum_pool, separable_sum_pool)), (x,))
+
+
+def relu_max_pool(name: str, x: Array, windows: Windows) -> Lever:
+    def relu_and(pool, x):
+        return pool(jax.nn.relu(x), windows)
+
+    return Lever(name, *(partial(relu_and, pool) for pool in (native_max_pool, max_pool)), (x,))
+
+
+def residual_blocks(name: str, x: Array, blocks: int) -> Lever:
+    """Blocks of a product, a sum and a ReLU, computed as XLA likes and with each result kept."""
+
+    def stage(keep, x, matrix):
+        for _ in range(blocks):
+            x = keep(jax.nn.relu(x + product(x, matrix)))
+        return x
+
+    matrix = Array((x.shape[-1], x.shape[-1]), x.dtype)
+    return Lever(name, *(partial(stage, keep) for keep in (lambda x: x, kept)), (x, matrix))
 
 
 def max_pool_gradient(name: str, x: Array, windows: Windows) -> Lever:
@@ -157,7 +176,7 @@ CPU_LEVERS = (
     forward('rows, 1x7 192 -> 192 @17', row_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
     forward('rows, 3x3 s2 288 -> 384 @35', row_conv, cpu(35, 35, 288), (3, 3, 288, 384), stride=(2, 2)),
     forward('rows, 3x3 s2 512 -> 512 @14', row_conv, cpu(14, 14, 512), (3, 3, 512, 512), stride=(2, 2), **SAME),
-    forward('blocks, 7x7 s2 3 -> 64 @224', block_conv, cpu(224, 224, 3), (7, 7, 3, 64), **STEM),
+    forward('rows, 7x7 s2 3 -> 64 @224', row_conv, cpu(224, 224, 3), (7, 7, 3, 64), **STEM),
     forward('rows, 3x3 s2 3 -> 32 @299', row_conv, cpu(299, 299, 3), (3, 3, 3, 32), stride=(2, 2)),
     tap_gradient('1x1 kernel gradient, 64 -> 256 @56', x=cpu(56, 56, 64), kernel=(1, 1, 64, 256)),
     tap_gradient('1x1 kernel gradient, 1024 -> 256 @14', x=cpu(14, 14, 1024), kernel=(1, 1, 1024, 256)),
@@ -177,11 +196,15 @@ CPU_LEVERS = (
     depthwise_gradient(
         'depthwise kernel gradient, 128 @56', x=cpu(56, 56, 128), kernel=(3, 3, 1, 128), groups=128, **SAME
     ),
-    pool('average pool 3x3 s1, 192 @35', native_sum_pool, cpu(35, 35, 192), SAME_POOL),
-    pool('max pool 3x3 s1, 192 @35', native_max_pool, cpu(35, 35, 192), SAME_POOL),
-    pool('max pool 3x3 s2, 64 @112', native_max_pool, cpu(112, 112, 64), STEM_POOL),
+    phase_gradient('depthwise input gradient, 128 @56', x=cpu(56, 56, 128), kernel=(3, 3, 1, 128), groups=128, **SAME),
+    average_pool('average pool 3x3 s1, 192 @35', cpu(35, 35, 192), SAME_POOL),
+    relu_max_pool('ReLU and max pool 3x3 s1, 192 @35', cpu(35, 35, 192), SAME_POOL),
+    relu_max_pool('ReLU and max pool 3x3 s2, 64 @112', cpu(112, 112, 64), STEM_POOL),
+    relu_max_pool('ReLU and max pool 2x2 s2, 64 @224', cpu(224, 224, 64), VGG_POOL),
     max_pool_gradient('max pool 3x3 s2 gradient, 64 @112', cpu(112, 112, 64), STEM_POOL),
     max_pool_gradient('max pool 2x2 s2 gradient, 64 @224', cpu(224, 224, 64), VGG_POOL),
+    residual_blocks('kept, 4 residual blocks, 256 @56', cpu(56, 56, 256), 4),
+    residual_blocks('kept, 6 residual blocks, 512 @14', cpu(14, 14, 512), 6),
 )
 
 GPU_LEVERS = (

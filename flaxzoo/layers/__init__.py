@@ -2,6 +2,7 @@
 
 from flaxzoo.layers.blocks import ConvNormAct, NormLayer, SqueezeExcite, remat
 from flaxzoo.layers.conv import Conv2d, Linear, kaiming_normal_fan_out
+from flaxzoo.layers.kept import kept
 from flaxzoo.layers.norm import BatchNorm, local_response_norm
 from flaxzoo.layers.pool import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_pool2d, max_pool2d
 from flaxzoo.layers.regularize import Dropout, StochasticDepth
@@ -20,6 +21,7 @@ __all__ = [
     'flatten',
     'global_avg_pool2d',
     'kaiming_normal_fan_out',
+    'kept',
     'local_response_norm',
     'max_pool2d',
     'remat',

@@ -9,6 +9,9 @@
 `python -m benchmarks.levers` and `python -m benchmarks.grouped_conv` print what the choices are worth.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -21,13 +24,15 @@ from flaxzoo.layers.conv_native import (
     native_kernel_gradient,
 )
 from flaxzoo.layers.products import product, transposed_product
-from flaxzoo.layers.space_to_depth import to_blocks
 from flaxzoo.layers.taps import Pair, taps
 from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
 
 # Channels of one dense block when narrow groups are merged for the CPU. 16 was the fastest of 8, 16, 32 and 64 over
 # the four stages of ResNeXt-50 (forward plus backward; `python -m benchmarks.grouped_conv --widths`).
 MERGED_CHANNELS = 16
+
+# Channels of a dense block from which XLA would give it to YNNPACK, which computes such small convolutions on one core.
+YNNPACK_CHANNELS = 32
 
 # Each block is a convolution to compile, three with the gradients, and a loop over them is ten times slower. With at
 # most 16 a training step of ResNeXt-50 compiles in about half the time that it takes with 32.
@@ -49,9 +54,11 @@ def conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
 
 
 def flipped_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """`conv` with the kernel that a gradient has: `kernel: (kh, kw, O, C)` flipped in height and width."""
+    """`conv` with the kernel that a gradient has: flipped in height and width and, if it is dense, (kh, kw, O, C)."""
     flipped = kernel[::-1, ::-1]
     forward = _forward(kernel, geometry)
+    if forward is depthwise_conv:
+        return depthwise_conv(x, flipped, geometry=geometry)
     if forward is pointwise_conv:
         return product(x, kernel[0, 0], transpose=True)
     if forward is plain_winograd_conv:
@@ -63,7 +70,8 @@ def input_gradient(
     cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
     """Its gradient with respect to x for the CPU."""
-    if geometry.groups == 1 and all(1 in pair for pair in zip(geometry.stride, geometry.dilation, strict=True)):
+    simple = geometry.groups == 1 or _is_depthwise(kernel, geometry)
+    if simple and all(1 in pair for pair in zip(geometry.stride, geometry.dilation, strict=True)):
         return phase_input_gradient(cotangent, kernel, like=like, geometry=geometry)
     return input_gradient_of(_forward(kernel, geometry), cotangent, kernel, like, geometry)
 
@@ -71,7 +79,7 @@ def input_gradient(
 def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry) -> jax.Array:
     """Its gradient with respect to the kernel for the CPU."""
     if geometry.groups > 1:
-        if _forward(like, geometry) is depthwise_conv:
+        if _is_depthwise(like, geometry):
             return depthwise_kernel_gradient(x, cotangent, like=like, geometry=geometry)
         return kernel_gradient_of(merged_conv, x, cotangent, like, geometry)
     if _is_thin(like, geometry) or _is_row(like, geometry):
@@ -129,11 +137,6 @@ def row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Arra
     return y.reshape(*rows.shape[:2], *y.shape[1:])
 
 
-def block_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """A dense convolution as one of stride 1 over blocks of pixels."""
-    return wide_conv(*to_blocks(x, kernel, geometry), geometry=Geometry())
-
-
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     """A depthwise convolution as a sum of shifted products, one a tap."""
     weights = kernel.reshape(-1, kernel.shape[-1])
@@ -160,7 +163,14 @@ def depthwise_kernel_gradient(
     return jnp.stack([s.sum((0, 1, 2)) for s in sums]).reshape(like.shape).astype(like.dtype)
 
 
-def merged_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, channels: int = MERGED_CHANNELS) -> jax.Array:
+def merged_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    geometry: Geometry,
+    channels: int = MERGED_CHANNELS,
+    block: Callable = native_conv,
+) -> jax.Array:
     """A grouped convolution as dense ones over blocks of groups that together have about `channels` channels.
 
     The kernel of a block is block-diagonal: one block of the diagonal a group, zeros elsewhere.
@@ -175,14 +185,18 @@ def merged_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, channels
     dense = jnp.einsum('hwibmo,nm->bhwnimo', split, eye)
     dense = dense.reshape(blocks, height, width, merge * inputs, merge * outputs // groups)
     dense_geometry = geometry._replace(groups=1)
-    parts = [native_conv(part, dense[b], geometry=dense_geometry) for b, part in enumerate(jnp.split(x, blocks, -1))]
+    parts = [block(part, dense[b], geometry=dense_geometry) for b, part in enumerate(jnp.split(x, blocks, -1))]
     return jnp.concatenate(parts, -1)
+
+
+merged_wide_conv = partial(merged_conv, block=wide_conv)
+merged_row_conv = partial(merged_conv, block=row_conv)
 
 
 def phase_input_gradient(
     cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
-    """The input gradient of a dense convolution as convolutions of stride 1 of the cotangent.
+    """The input gradient of a dense or depthwise convolution as convolutions of stride 1 of the cotangent.
 
     One for each phase of the stride: pixels of x that are a stride apart meet the same taps of the kernel. A strided
     axis must not be dilated.
@@ -209,8 +223,8 @@ def _phase_gradient(
         sizes.append(pixels)
     kernel = kernel[tuple(meeting)]
     if not kernel.size:
-        return jnp.zeros((len(cotangent), *sizes, kernel.shape[2]), cotangent.dtype)
-    geometry = Geometry(dilation=geometry.dilation)
+        return jnp.zeros((len(cotangent), *sizes, like.shape[3]), cotangent.dtype)
+    geometry = Geometry(dilation=geometry.dilation, groups=geometry.groups)
     if all(low == high >= 0 for low, high in pads):
         geometry = geometry._replace(padding=tuple(low for low, _ in pads))
     else:
@@ -229,17 +243,24 @@ def tap_kernel_gradient(
 def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
     """The function of this module that computes such a convolution fastest on the CPU."""
     if geometry.groups > 1:
-        return depthwise_conv if kernel.shape[2] == 1 and kernel.shape[3] == geometry.groups else merged_conv
+        if _is_depthwise(kernel, geometry):
+            return depthwise_conv
+        channels = kernel.shape[2] * _groups_a_block(geometry.groups, kernel.shape[2], MERGED_CHANNELS)
+        if kernel.dtype != jnp.float32 or channels < YNNPACK_CHANNELS:
+            return merged_conv
+        return merged_wide_conv if geometry.stride == (1, 1) else merged_row_conv
     if kernel.shape[:2] == (1, 1) and geometry.padding == (0, 0):
         return pointwise_conv
     if kernel.dtype != jnp.float32:
         return native_conv
     if _is_winograds(kernel, geometry, WINOGRAD_CHANNELS):
         return plain_winograd_conv
-    if geometry.stride == (1, 1):
-        return row_conv if _is_row(kernel, geometry) else wide_conv
-    large = kernel.shape[0] * kernel.shape[1] >= 25 and geometry.dilation == (1, 1)
-    return block_conv if large and _is_thin(kernel, geometry) else row_conv
+    return wide_conv if geometry.stride == (1, 1) and not _is_row(kernel, geometry) else row_conv
+
+
+def _is_depthwise(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
+    """Whether every channel is convolved by itself into one channel."""
+    return kernel.shape[2] == 1 and kernel.shape[3] == geometry.groups > 1
 
 
 def _is_thin(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from flaxzoo.layers.conv import IntOrPair, pair
+from flaxzoo.layers.kept import kept
 from flaxzoo.layers.taps import Pair, taps
 
 
@@ -40,11 +41,16 @@ def native_sum_pool(x: jax.Array, windows: Windows) -> jax.Array:
     return _reduce(x, 0, lax.add, windows)
 
 
-def separable(pool: Callable, x: jax.Array, windows: Windows) -> jax.Array:
-    """`pool(x, windows)` over rows, then over columns: fewer operations."""
+def tap_max_pool(x: jax.Array, windows: Windows) -> jax.Array:
+    """The maximum of the taps, which XLA:CPU computes in one pass with what `x` is computed from."""
+    return kept(reduce(jnp.maximum, taps(x, *windows, fill=-jnp.inf)))
+
+
+def separable_sum_pool(x: jax.Array, windows: Windows) -> jax.Array:
+    """The sum over rows, then over columns: fewer operations."""
     (height, width), (down, right), (rows, columns) = windows
-    x = pool(x, Windows((height, 1), (down, 1), (rows, (0, 0))))
-    return pool(x, Windows((1, width), (1, right), ((0, 0), columns)))
+    x = native_sum_pool(x, Windows((height, 1), (down, 1), (rows, (0, 0))))
+    return native_sum_pool(x, Windows((1, width), (1, right), ((0, 0), columns)))
 
 
 def _reduce(x: jax.Array, initial: float, operation: Callable, windows: Windows) -> jax.Array:
@@ -53,24 +59,18 @@ def _reduce(x: jax.Array, initial: float, operation: Callable, windows: Windows)
     return lax.reduce_window(x, start, operation, (1, *kernel, 1), (1, *stride, 1), ((0, 0), *padding, (0, 0)))
 
 
-def _pool(pool: Callable, x: jax.Array, windows: Windows) -> jax.Array:
-    """`pool(x, windows)`, as the platform does it fastest."""
-    cpu, default = partial(separable, pool, windows=windows), partial(pool, windows=windows)
-    return lax.platform_dependent(x, cpu=cpu, default=default)
-
-
 def first_maximum(x: jax.Array, windows: Windows) -> tuple[jax.Array, jax.Array]:
     """The max pool of `x`, and which tap of each window, counted row by row, is its first maximum: small integers.
 
     Torch and XLA send the gradient to the same one.
     """
     pixels = taps(x, *windows, fill=-jnp.inf)
-    y = reduce(jnp.maximum, pixels)
+    y = kept(reduce(jnp.maximum, pixels))
     index = np.min_scalar_type(-len(pixels))
     first = jnp.full(y.shape, -1, index)
     for tap in reversed(range(len(pixels))):
         first = jnp.where(pixels[tap] == y, index.type(tap), first)
-    return y, first
+    return y, kept(first)
 
 
 def select_taps(x: jax.Array, tap: jax.Array, windows: Windows) -> jax.Array:
@@ -99,38 +99,25 @@ def select_taps(x: jax.Array, tap: jax.Array, windows: Windows) -> jax.Array:
     return total
 
 
-def kept(numbers: jax.Array) -> jax.Array:
-    """The small integers >= -1 in float32, computed once.
-
-    XLA:CPU computes a cheap array anew for every reader: `first_maximum`, nine comparisons, four times for each pixel
-    of the gradient. A square root it computes once and keeps.
-    """
-    n = numbers.astype(jnp.float32) + 1
-    return lax.sqrt(n * (n + 2) + 1) - 2
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_pool(x: jax.Array, windows: Windows) -> jax.Array:
     """The maximum over `windows`, which sends the gradient to the first of equal maxima."""
-    return _pool(native_max_pool, x, windows)
+    cpu, default = (partial(pool, windows=windows) for pool in (tap_max_pool, native_max_pool))
+    return lax.platform_dependent(x, cpu=cpu, default=default)
 
 
 @max_pool.defjvp
 def _max_pool_jvp(windows: Windows, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
 
-    def on_gpu(x, tangent):
+    def selected(x, tangent):
         y, tap = first_maximum(x, windows)
         return y, select_taps(tangent, tap, windows)
-
-    def on_cpu(x, tangent):
-        y, tap = first_maximum(x, windows)
-        return y, select_taps(tangent, kept(tap), windows)
 
     def native(x, tangent):
         return jax.jvp(partial(native_max_pool, windows=windows), (x,), (tangent,))
 
-    return lax.platform_dependent(x, tangent, cpu=on_cpu, cuda=on_gpu, default=native)
+    return lax.platform_dependent(x, tangent, cpu=selected, cuda=selected, default=native)
 
 
 def avg_pool2d(
@@ -146,7 +133,8 @@ def avg_pool2d(
     `count_include_pad` counts the zeros of `padding` in the mean. What ceil_mode adds beyond them never counts.
     """
     windows = _windows(x.shape, kernel_size, stride, padding, ceil_mode)
-    total = _pool(native_sum_pool, x, windows)
+    cpu, default = (partial(pool, windows=windows) for pool in (separable_sum_pool, native_sum_pool))
+    total = lax.platform_dependent(x, cpu=cpu, default=default)
     counts = [
         _counts(size, k, s, p, out, count_include_pad)
         for size, k, s, p, out in zip(

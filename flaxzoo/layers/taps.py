@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxzoo.layers.kept import kept
+
 Pair = tuple[int, int]
 
 
@@ -19,7 +21,10 @@ def taps(
 
     `padding` has (low, high) of height and width, and is filled with `fill`.
     """
-    x = lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
+    if padding != ((0, 0), (0, 0)):
+        rows, columns = padding
+        # Without keeping it XLA would take the taps that meet no padding from `x`, and compute or keep `x` too.
+        x = kept(lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0))))
     rows, columns = (
         [slice(i * d, size - (k - 1 - i) * d, s) for i in range(k)]
         for size, k, d, s in zip(x.shape[1:3], kernel, dilation, stride, strict=True)

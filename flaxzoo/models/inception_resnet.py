@@ -22,6 +22,7 @@ from flaxzoo.layers import (
     NormLayer,
     adaptive_avg_pool2d,
     global_avg_pool2d,
+    kept,
     remat,
 )
 from flaxzoo.layers.branches import Branches, same, valid
@@ -74,7 +75,7 @@ class Residual(Branches):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = x + self.scale * Conv2d(x.shape[-1], 1, name='conv2d')(self.concatenate(x, train))
-        return nn.relu(x) if self.relu else x
+        return kept(nn.relu(x) if self.relu else x)
 
 
 class InceptionResnet(nn.Module):

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from flaxzoo.layers import conv_cpu
 from flaxzoo.layers.conv_cpu import (
-    block_conv,
     depthwise_conv,
     depthwise_kernel_gradient,
     merged_conv,
+    merged_row_conv,
+    merged_wide_conv,
     phase_input_gradient,
     plain_winograd_conv,
     pointwise_conv,
@@ -91,12 +92,6 @@ def test_wide_conv(case):
 
 
 @settings(max_examples=10, deadline=None)
-@given(convolutions(groups=1, dilation=(1, 1)))
-def test_block_conv(case):
-    assert_equal_with_gradients(partial(block_conv, geometry=case[2]), *case)
-
-
-@settings(max_examples=10, deadline=None)
 @given(convolutions(groups=1))
 def test_row_conv(case):
     assert_equal_with_gradients(partial(row_conv, geometry=case[2]), *case)
@@ -121,10 +116,19 @@ def test_winograd_gradients(case):
     assert_equal(ours, native_input_gradient(cotangent, kernel, like=jax.typeof(x), geometry=geometry))
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.one_of(convolutions(groups=1, dilation=(1, 1)), convolutions(groups=1, stride=(1, 1))))
+@settings(max_examples=30, deadline=None)
+@given(
+    st.one_of(
+        convolutions(groups=1, dilation=(1, 1)),
+        convolutions(groups=1, stride=(1, 1)),
+        convolutions(outputs_a_group=1, dilation=(1, 1)),
+        convolutions(outputs_a_group=1, stride=(1, 1)),
+    )
+)
 def test_phase_input_gradient(case):
     x_shape, kernel_shape, geometry = case
+    if geometry.groups > 1:  # only dense and depthwise ones are written so
+        geometry, kernel_shape = geometry._replace(groups=x_shape[3]), (*kernel_shape[:2], 1, x_shape[3])
     y_shape = jax.eval_shape(partial(native_conv, geometry=geometry), *arrays(x_shape, kernel_shape)).shape
     x, kernel, cotangent = arrays(x_shape, kernel_shape, y_shape)
     both = [
@@ -186,11 +190,14 @@ FLOAT32 = {
     'column': ((2, 9, 11, 20), (7, 1, 20, 24), Geometry(padding=(3, 0))),
     'thin': ((2, 21, 19, 3), (3, 3, 3, 20), Geometry(stride=(2, 2), padding=(1, 1))),
     'thin, dilated': ((2, 21, 19, 3), (5, 5, 3, 20), Geometry((2, 2), (3, 3), (2, 2))),
-    'blocks': ((2, 21, 19, 3), (7, 7, 3, 20), Geometry(stride=(2, 2), padding=(3, 3))),
+    'large stem': ((2, 21, 19, 3), (7, 7, 3, 20), Geometry(stride=(2, 2), padding=(3, 3))),
     'strided': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(stride=(2, 1), padding=(1, 1))),
     'strided and dilated': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry((2, 2), (1, 1), (2, 2))),
     'depthwise': ((2, 11, 9, 8), (3, 3, 1, 8), Geometry(stride=(2, 2), padding=(1, 1), groups=8)),
+    'depthwise, stride 1': ((2, 11, 9, 8), (3, 3, 1, 8), Geometry(padding=(1, 1), groups=8)),
     'grouped': ((2, 11, 9, 64), (3, 3, 4, 64), Geometry(padding=(1, 1), groups=16)),
+    'wide groups': ((2, 11, 9, 64), (3, 3, 32, 64), Geometry(padding=(1, 1), groups=2)),
+    'wide groups, strided': ((2, 11, 9, 64), (3, 3, 32, 64), Geometry((2, 2), (1, 1), groups=2)),
 }
 
 
@@ -219,11 +226,14 @@ CHOSEN = {
     'row': row_conv,
     'column': wide_conv,
     'thin': row_conv,
-    'blocks': block_conv,
+    'large stem': row_conv,
     'strided': row_conv,
     'strided and dilated': row_conv,
     'depthwise': depthwise_conv,
+    'depthwise, stride 1': depthwise_conv,
     'grouped': merged_conv,
+    'wide groups': merged_wide_conv,
+    'wide groups, strided': merged_row_conv,
 }
 
 
@@ -246,7 +256,7 @@ def kernel_gradient_jaxpr(case: str):
     ('case', 'operations'),
     [
         ('depthwise', {'reduce': 1, 'dot_general': 0, 'conv_general_dilated': 0}),  # all taps at once
-        ('blocks', {'dot_general': 0, 'conv_general_dilated': 1}),
+        ('large stem', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('row', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('column', {'dot_general': 7, 'conv_general_dilated': 0}),  # one a tap
         ('winograd', {'dot_general': 16, 'conv_general_dilated': 0}),
@@ -257,9 +267,29 @@ def test_the_kernel_gradient_is_the_one_that_was_measured_to_be_fast(case, opera
     assert {operation: program.count(f' {operation}[') for operation in operations} == operations
 
 
+@pytest.mark.parametrize('case', ['depthwise', 'depthwise, stride 1'])
+def test_a_depthwise_input_gradient_is_a_depthwise_convolution(case):
+    """The transpose of the forward one would be padded products, whose sum LLVM computes one channel after another."""
+    x_shape, kernel_shape, geometry = FLOAT32[case]
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape))
+    y = jax.eval_shape(partial(native_conv, geometry=geometry), x, kernel)
+    like = jax.core.ShapedArray(x_shape, jnp.float32)
+    program = jax.make_jaxpr(partial(conv_cpu.input_gradient, like=like, geometry=geometry))(y, kernel)
+    assert sum(eqn.primitive.name == 'mul' for eqn in program.eqns) == 9
+    pads = [eqn for eqn in program.eqns if eqn.primitive.name == 'pad']
+    assert len(pads) <= geometry.stride[0] * geometry.stride[1]
+
+
+def test_padded_pixels_of_a_depthwise_convolution_are_kept():
+    """Of what is not kept XLA makes one array with the padding and one without."""
+    x_shape, kernel_shape, geometry = FLOAT32['depthwise']
+    arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape))
+    assert str(jax.make_jaxpr(partial(conv_cpu.conv, geometry=geometry))(*arrays)).count('= kept ') == 1
+
+
 def test_one_dimensional_convolutions_have_kernel_gradients_of_one_dimension():
     """XLA's two-dimensional ones are slower."""
-    for case in 'blocks', 'row':
+    for case in 'large stem', 'row':
         (found,) = [eqn for eqn in kernel_gradient_jaxpr(case).eqns if eqn.primitive.name == 'conv_general_dilated']
         assert found.invars[0].aval.ndim == 3
 

@@ -1,0 +1,37 @@
+"""An array that XLA's CPU backend computes once, however many operations read it.
+
+XLA:CPU merges a cheap elementwise operation into every operation that reads it and so computes it anew for each. For
+the sum of a residual block, which the next block's convolution and its sum read, that means that the sums of a stage
+all read the branches of all blocks before them. `python -m benchmarks.levers 'kept*'` shows what that costs.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """`x`, which XLA:CPU keeps in memory. On other platforms, and to derivatives, it is the identity."""
+    return kept_p.bind(x)
+
+
+def divided_by_one(x: jax.Array) -> jax.Array:
+    """`x` divided by ones that XLA does not know to be ones, unlike LLVM, which in the end removes the division.
+
+    XLA takes a division for something expensive and does not compute it twice.
+    """
+    bits = lax.bitcast_convert_type(x, f'int{8 * x.dtype.itemsize}')
+    one = jnp.ones((), bits.dtype)
+    return lax.div(x, lax.clamp(one, bits, one).astype(x.dtype))
+
+
+kept_p = Primitive('kept')
+kept_p.def_impl(lambda x: x)
+kept_p.def_abstract_eval(lambda x: x)
+ad.defjvp(kept_p, lambda tangent, x: tangent)
+ad.primitive_transposes[kept_p] = lambda cotangent, x: [cotangent]
+batching.defvectorized(kept_p)
+mlir.register_lowering(kept_p, lambda context, x: [x])
+mlir.register_lowering(kept_p, mlir.lower_fun(divided_by_one, multiple_results=False), platform='cpu')
