@@ -19,8 +19,8 @@ def keep_memory() -> None:
     the system and gives back, and Linux fills it with zeros page by page at its first use. That is a fifth of the time
     of a training step of ResNet-50 (`python -m benchmarks.models --mode train --memory fresh` against `kept`).
 
-    The process then holds as much memory as it ever needed, and needs more, because blocks of different sizes do not
-    always fit in each other's place (README's section on speed has the peaks). Calls of jitted functions on one CPU
+    The process then holds as much memory as it ever needed, and can need more, because blocks of different sizes do
+    not always fit in each other's place (README's section on speed has the peaks). Calls of jitted functions on one CPU
     device return when they are done, because the library can only keep such blocks of the thread that called first, the
     main thread: jit a whole step and call it there. Other devices compute asynchronously as before. Where the C library
     is another one, or the system another, nothing changes.
