@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 
 from benchmarks.timing import Timing, table
-from benchmarks.worker import flaxzoo_step
 
 
 def seconds(call: Callable) -> float:
@@ -31,6 +30,8 @@ def imported() -> dict[str, float]:
     """Importing flaxzoo after flax, then `create` and `list_models`, the first time and later."""
     import flax  # noqa: F401
 
+    if 'flaxzoo' in sys.modules:
+        raise RuntimeError('flaxzoo is imported already: importing it again takes no time')
     measured = {'`import flaxzoo` after `import flax`, ms': seconds(lambda: __import__('flaxzoo')) * 1e3}
     import flaxzoo
 
@@ -69,6 +70,8 @@ def jitted() -> dict[str, float]:
 def step(name: str) -> dict[str, float]:
     """Tracing with lowering, and compiling, the training step of `benchmarks.worker` at batch 8 in float32."""
     from jax import monitoring
+
+    from benchmarks.worker import flaxzoo_step
 
     measured = {f'`{name}`, {part}': 0.0 for part in ('trace and lower, s', 'compile, s', 'peak, GiB')}
     trace, build, peak = measured
