@@ -1,6 +1,6 @@
 """Each lowering that flaxzoo replaces on this platform, against XLA's own.
 
-They are what `layers/conv_cpu.py`, `layers/conv_gpu.py` and `layers/pool.py` choose from.
+They are what `layers/conv_cpu.py`, `layers/conv_gpu.py` and `layers/pool.py` choose from, and `layers/kept.py`.
 
     python -m benchmarks.levers
     python -m benchmarks.levers 'max pool*'

@@ -13,7 +13,7 @@ from jax.interpreters import ad, batching, mlir
 
 
 def kept(x: jax.Array) -> jax.Array:
-    """`x`, which XLA:CPU keeps in memory. On other platforms, and to derivatives, it is the identity."""
+    """`x`, real, which XLA:CPU keeps in memory. On other platforms, and to derivatives, it is the identity."""
     return kept_p.bind(x)
 
 

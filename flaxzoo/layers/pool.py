@@ -42,7 +42,7 @@ def native_sum_pool(x: jax.Array, windows: Windows) -> jax.Array:
 
 
 def tap_max_pool(x: jax.Array, windows: Windows) -> jax.Array:
-    """The maximum of the taps, which XLA:CPU computes in one pass with what `x` is computed from."""
+    """The maximum of the taps, which XLA:CPU, without padding, computes in one pass with what `x` is computed from."""
     return kept(reduce(jnp.maximum, taps(x, *windows, fill=-jnp.inf)))
 
 

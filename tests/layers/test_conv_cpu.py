@@ -260,6 +260,7 @@ def kernel_gradient_jaxpr(case: str):
         ('row', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('column', {'dot_general': 7, 'conv_general_dilated': 0}),  # one a tap
         ('winograd', {'dot_general': 16, 'conv_general_dilated': 0}),
+        ('wide groups', {'pad': 2, 'conv_general_dilated': 2}),  # a widened image would be padded too
     ],
 )
 def test_the_kernel_gradient_is_the_one_that_was_measured_to_be_fast(case, operations):

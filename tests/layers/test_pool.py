@@ -107,6 +107,14 @@ def test_the_taps_are_computed_once():
     assert len(re.findall(r's8\[2,6,7,4\]\S* divide\(', program)) == 1
 
 
+@pytest.mark.parametrize(('function', 'count'), [(tap_max_pool, 1), (first_maximum, 2)])
+def test_what_several_layers_read_is_kept(function, count):
+    """The maximum, and for its gradient the taps."""
+    x = jax.ShapeDtypeStruct((2, 9, 9, 3), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda x: function(x, _windows(x.shape, 3, 2, 0, False)))(x)
+    assert str(jaxpr).count('= kept ') == count
+
+
 def test_a_max_pool_is_computed_with_what_it_reads():
     """Which a reduce_window would need in memory."""
     pool = jax.jit(lambda x, bias: max_pool2d(jnp.maximum(x + bias, 0), 3, stride=2))
