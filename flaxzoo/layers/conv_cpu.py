@@ -27,16 +27,16 @@ from flaxzoo.layers.products import product, transposed_product
 from flaxzoo.layers.taps import Pair, taps
 from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
 
-# Channels of one dense block when narrow groups are merged for the CPU. 16 was the fastest of 8, 16, 32 and 64 over
-# the four stages of ResNeXt-50 (forward plus backward; `python -m benchmarks.grouped_conv --widths`).
+# Channels of one dense block when narrow groups are merged for the CPU: of a kernel gradient, and of a convolution that
+# computes two columns at once. `python -m benchmarks.grouped_conv --widths` has others.
 MERGED_CHANNELS = 16
+PAIRED_CHANNELS = 8
 
 # Channels of a dense block from which XLA would give it to YNNPACK, which computes such small convolutions on one core.
 YNNPACK_CHANNELS = 32
 
-# Each block is a convolution to compile, three with the gradients, and a loop over them is ten times slower. With at
-# most 16 a training step of ResNeXt-50 compiles in about half the time that it takes with 32.
-MAX_BLOCKS = 16
+# Each block is a convolution to compile, three with the gradients, and a loop over them is ten times slower.
+MAX_BLOCKS = 32
 
 # Rows of a product that the kernel gradient of a depthwise convolution sums at once. Of 4 and 8 each was the faster at
 # some shapes; sums along whole rows took about twice as long.
@@ -54,7 +54,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
 
 
 def flipped_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """`conv` with the kernel that a gradient has: flipped in height and width and, if it is dense, (kh, kw, O, C)."""
+    """`conv` with the kernel that a gradient has: flipped, and with input and output channels swapped in each group."""
     flipped = kernel[::-1, ::-1]
     forward = _forward(kernel, geometry)
     if forward is depthwise_conv:
@@ -63,15 +63,14 @@ def flipped_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.
         return product(x, kernel[0, 0], transpose=True)
     if forward is plain_winograd_conv:
         return winograd_conv(x, flipped, geometry.padding, transpose=True)
-    return forward(x, flipped.swapaxes(2, 3), geometry=geometry)
+    return conv(x, _swapped(flipped, geometry.groups), geometry=geometry)
 
 
 def input_gradient(
     cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
     """Its gradient with respect to x for the CPU."""
-    simple = geometry.groups == 1 or _is_depthwise(kernel, geometry)
-    if simple and all(1 in pair for pair in zip(geometry.stride, geometry.dilation, strict=True)):
+    if all(1 in pair for pair in zip(geometry.stride, geometry.dilation, strict=True)):
         return phase_input_gradient(cotangent, kernel, like=like, geometry=geometry)
     return input_gradient_of(_forward(kernel, geometry), cotangent, kernel, like, geometry)
 
@@ -82,7 +81,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.Shaped
         if _is_depthwise(like, geometry):
             return depthwise_kernel_gradient(x, cotangent, like=like, geometry=geometry)
         return kernel_gradient_of(merged_conv, x, cotangent, like, geometry)
-    if _is_thin(like, geometry) or _is_row(like, geometry):
+    if _is_thin(like) or _is_row(like, geometry):
         return kernel_gradient_of(row_conv, x, cotangent, like, geometry)
     if _is_winograds(like, geometry, WINOGRAD_GRADIENT_CHANNELS):
         return winograd_kernel_gradient(x, cotangent, geometry.padding)
@@ -102,15 +101,17 @@ def plain_winograd_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) 
 
 
 def wide_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """A dense convolution of stride 1 with padding added until the result is wider than the image, then cut off.
+    """A dense convolution of stride 1 with padding added until the result is wider than the image, then cut off."""
+    return _cut(wider_conv(x, kernel, geometry=geometry), x, kernel, geometry)
 
-    That is what YNNPACK cannot do.
-    """
+
+def wider_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """`wide_conv` with the rows or columns that are to be cut off. YNNPACK cannot compute such a one."""
     reach = [d * (k - 1) - 2 * p for d, k, p in zip(geometry.dilation, kernel.shape, geometry.padding, strict=False)]
     more = [max(0, r + 1) for r in reach]
     axis = int(more[1] / x.shape[2] < more[0] / x.shape[1])  # of the two the one with less to add
     more[1 - axis] = 0
-    y = lax.conv_general_dilated(
+    return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1, 1),
@@ -118,14 +119,37 @@ def wide_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Arr
         rhs_dilation=geometry.dilation,
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
-    return y[:, : y.shape[1] - more[0], : y.shape[2] - more[1]]
+
+
+def paired_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A dense convolution, undilated across, as one with twice the stride across and two columns' results as channels.
+
+    The last column is to be cut off if there is one too many. For a convolution of few channels XLA's Eigen spends
+    most of its time on copying what a window meets, of which two windows side by side share the greater part.
+    """
+    width, outputs = kernel.shape[1], kernel.shape[3]
+    (down, right), (above, beside), (dilation, _), _ = geometry
+    both = [jnp.pad(kernel, ((0, 0), (first, right - first), (0, 0), (0, 0))) for first in (0, right)]
+    pairs = -(-_sizes(x, kernel, geometry)[1] // 2)
+    y = lax.conv_general_dilated(
+        x,
+        jnp.concatenate(both, -1),
+        window_strides=(down, 2 * right),
+        padding=[(above, above), (beside, 2 * right * (pairs - 1) + width + right - beside - x.shape[2])],
+        rhs_dilation=(dilation, 1),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return y.reshape(*y.shape[:2], 2 * pairs, outputs)
 
 
 def row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     """A dense convolution as a one-dimensional one over rows, whose channels are the channels of all rows it meets."""
     height, width, inputs, outputs = kernel.shape
     (down, right), (above, beside), (dilation, across), _ = geometry
-    rows = jnp.concatenate(taps(x, (height, 1), (down, 1), ((above, above), (0, 0)), (dilation, 1)), -1)
+    met = taps(x, (height, 1), (down, 1), ((above, above), (0, 0)), (dilation, 1))
+    # A sum of what does not overlap: XLA and LLVM make better code of it than of a concatenation.
+    places = [(inputs * row, inputs * (height - 1 - row)) for row in range(height)]
+    rows = sum(jnp.pad(row, ((0, 0), (0, 0), (0, 0), place)) for row, place in zip(met, places, strict=True))
     y = lax.conv_general_dilated(
         rows.reshape(-1, *rows.shape[2:]),
         kernel.transpose(1, 0, 2, 3).reshape(width, height * inputs, outputs),
@@ -173,7 +197,8 @@ def merged_conv(
 ) -> jax.Array:
     """A grouped convolution as dense ones over blocks of groups that together have about `channels` channels.
 
-    The kernel of a block is block-diagonal: one block of the diagonal a group, zeros elsewhere.
+    The kernel of a block is block-diagonal: one block of the diagonal a group, zeros elsewhere. What `block` computes
+    may have rows and columns too many at the end.
     """
     groups = geometry.groups
     merge = _groups_a_block(groups, kernel.shape[2], channels)
@@ -186,17 +211,18 @@ def merged_conv(
     dense = dense.reshape(blocks, height, width, merge * inputs, merge * outputs // groups)
     dense_geometry = geometry._replace(groups=1)
     parts = [block(part, dense[b], geometry=dense_geometry) for b, part in enumerate(jnp.split(x, blocks, -1))]
-    return jnp.concatenate(parts, -1)
+    return _cut(jnp.concatenate(parts, -1), x, kernel, geometry)
 
 
-merged_wide_conv = partial(merged_conv, block=wide_conv)
-merged_row_conv = partial(merged_conv, block=row_conv)
+merged_paired_conv = partial(merged_conv, channels=PAIRED_CHANNELS, block=paired_conv)
+merged_wide_conv = partial(merged_conv, channels=YNNPACK_CHANNELS, block=wider_conv)
+merged_row_conv = partial(merged_conv, channels=YNNPACK_CHANNELS, block=row_conv)
 
 
 def phase_input_gradient(
     cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
-    """The input gradient of a dense or depthwise convolution as convolutions of stride 1 of the cotangent.
+    """The input gradient as convolutions of stride 1 of the cotangent.
 
     One for each phase of the stride: pixels of x that are a stride apart meet the same taps of the kernel. A strided
     axis must not be dilated.
@@ -245,9 +271,10 @@ def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
     if geometry.groups > 1:
         if _is_depthwise(kernel, geometry):
             return depthwise_conv
-        channels = kernel.shape[2] * _groups_a_block(geometry.groups, kernel.shape[2], MERGED_CHANNELS)
-        if kernel.dtype != jnp.float32 or channels < YNNPACK_CHANNELS:
+        if kernel.dtype != jnp.float32:
             return merged_conv
+        if geometry.dilation[1] == 1 and 2 * _outputs_a_block(kernel, geometry, PAIRED_CHANNELS) < YNNPACK_CHANNELS:
+            return merged_paired_conv
         return merged_wide_conv if geometry.stride == (1, 1) else merged_row_conv
     if kernel.shape[:2] == (1, 1) and geometry.padding == (0, 0):
         return pointwise_conv
@@ -255,7 +282,8 @@ def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
         return native_conv
     if _is_winograds(kernel, geometry, WINOGRAD_CHANNELS):
         return plain_winograd_conv
-    return wide_conv if geometry.stride == (1, 1) and not _is_row(kernel, geometry) else row_conv
+    by_rows = geometry.stride != (1, 1) or _is_thin(kernel) or _is_row(kernel, geometry)
+    return row_conv if by_rows else wide_conv
 
 
 def _is_depthwise(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
@@ -263,9 +291,9 @@ def _is_depthwise(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) 
     return kernel.shape[2] == 1 and kernel.shape[3] == geometry.groups > 1
 
 
-def _is_thin(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
-    """Whether it is strided and has few channels, which make short rows of memory unless pixels are joined."""
-    return kernel.dtype == jnp.float32 and kernel.shape[2] <= 4 and geometry.stride != (1, 1) and geometry.groups == 1
+def _is_thin(kernel: jax.Array | jax.core.ShapedArray) -> bool:
+    """Whether it has few input channels, which make short rows of memory unless pixels are joined."""
+    return kernel.dtype == jnp.float32 and kernel.shape[2] <= 4 and kernel.shape[0] > 1
 
 
 def _is_row(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
@@ -300,7 +328,35 @@ def _taps(x: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> li
     return taps(x, kernel_shape[:2], geometry.stride, padding, geometry.dilation)
 
 
+def _outputs_a_block(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry, channels: int) -> int:
+    """Output channels of one dense block of `merged_conv`."""
+    merge = _groups_a_block(geometry.groups, kernel.shape[2], channels)
+    return merge * kernel.shape[3] // geometry.groups
+
+
 def _groups_a_block(groups: int, inputs: int, channels: int) -> int:
     """The smallest divisor of `groups` that gives at most MAX_BLOCKS blocks of at least `channels` channels."""
     divisors = [m for m in range(1, groups + 1) if groups % m == 0]
     return next((m for m in divisors if m * inputs >= channels and groups // m <= MAX_BLOCKS), groups)
+
+
+def _swapped(kernel: jax.Array, groups: int) -> jax.Array:
+    """Input and output channels of each group swapped: (kh, kw, I, groups * O) -> (kh, kw, O, groups * I)."""
+    height, width, inputs, outputs = kernel.shape
+    split = kernel.reshape(height, width, inputs, groups, outputs // groups)
+    return split.swapaxes(2, 4).reshape(height, width, outputs // groups, groups * inputs)
+
+
+def _sizes(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> list[int]:
+    """Height and width of the convolution's result."""
+    axes = zip(x.shape[1:3], kernel.shape[:2], *geometry[:3], strict=True)
+    return [
+        (size + 2 * padding - dilation * (length - 1) - 1) // stride + 1
+        for size, length, stride, padding, dilation in axes
+    ]
+
+
+def _cut(y: jax.Array, x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """`y` without the rows and columns that are not the convolution's."""
+    height, width = _sizes(x, kernel, geometry)
+    return y[:, :height, :width]

@@ -13,14 +13,17 @@ from flaxzoo.layers.conv_cpu import (
     depthwise_conv,
     depthwise_kernel_gradient,
     merged_conv,
+    merged_paired_conv,
     merged_row_conv,
     merged_wide_conv,
+    paired_conv,
     phase_input_gradient,
     plain_winograd_conv,
     pointwise_conv,
     row_conv,
     tap_kernel_gradient,
     wide_conv,
+    wider_conv,
 )
 from flaxzoo.layers.conv_native import Geometry, native_conv, native_input_gradient, native_kernel_gradient
 from flaxzoo.layers.conv_primitive import conv2d
@@ -38,11 +41,25 @@ def test_merged_conv(case, channels):
     assert_equal_with_gradients(partial(merged_conv, geometry=case[2], channels=channels), *case)
 
 
+@settings(max_examples=12, deadline=None)
+@given(st.one_of(convolutions(dilation=(1, 1)), convolutions(dilation=(2, 1))), st.sampled_from([1, 3, 6, 16]))
+def test_merged_conv_of_paired_columns(case, channels):
+    merged = partial(merged_conv, channels=channels, block=paired_conv)
+    assert_equal_with_gradients(partial(merged, geometry=case[2]), *case)
+
+
+@settings(max_examples=12, deadline=None)
+@given(convolutions(stride=(1, 1)), st.sampled_from([1, 3, 6, 16]))
+def test_merged_conv_of_wider_images(case, channels):
+    merged = partial(merged_conv, channels=channels, block=wider_conv)
+    assert_equal_with_gradients(partial(merged, geometry=case[2]), *case)
+
+
 def test_the_number_of_merged_blocks_is_bounded():
     """Each is a convolution to compile; a wide network must not have thousands."""
     x, kernel = jax.ShapeDtypeStruct((1, 7, 7, 2048), 'float32'), jax.ShapeDtypeStruct((3, 3, 32, 2048), 'float32')
     jaxpr = jax.make_jaxpr(partial(merged_conv, geometry=Geometry(padding=(1, 1), groups=64)))(x, kernel)
-    assert str(jaxpr).count('conv_general_dilated[') == 16
+    assert str(jaxpr).count('conv_general_dilated[') == 32
 
 
 @settings(max_examples=12, deadline=None)
@@ -121,13 +138,14 @@ def test_winograd_gradients(case):
     st.one_of(
         convolutions(groups=1, dilation=(1, 1)),
         convolutions(groups=1, stride=(1, 1)),
-        convolutions(outputs_a_group=1, dilation=(1, 1)),
-        convolutions(outputs_a_group=1, stride=(1, 1)),
-    )
+        convolutions(dilation=(1, 1)),
+        convolutions(stride=(1, 1)),
+    ),
+    st.booleans(),
 )
-def test_phase_input_gradient(case):
+def test_phase_input_gradient(case, depthwise):
     x_shape, kernel_shape, geometry = case
-    if geometry.groups > 1:  # only dense and depthwise ones are written so
+    if geometry.groups > 1 and depthwise:
         geometry, kernel_shape = geometry._replace(groups=x_shape[3]), (*kernel_shape[:2], 1, x_shape[3])
     y_shape = jax.eval_shape(partial(native_conv, geometry=geometry), *arrays(x_shape, kernel_shape)).shape
     x, kernel, cotangent = arrays(x_shape, kernel_shape, y_shape)
@@ -189,6 +207,7 @@ FLOAT32 = {
     'row, dilated': ((2, 11, 19, 20), (1, 5, 20, 24), Geometry((1, 1), (1, 2), (1, 2))),
     'column': ((2, 9, 11, 20), (7, 1, 20, 24), Geometry(padding=(3, 0))),
     'thin': ((2, 21, 19, 3), (3, 3, 3, 20), Geometry(stride=(2, 2), padding=(1, 1))),
+    'thin, stride 1': ((2, 21, 19, 3), (3, 3, 3, 20), Geometry(padding=(1, 1))),
     'thin, dilated': ((2, 21, 19, 3), (5, 5, 3, 20), Geometry((2, 2), (3, 3), (2, 2))),
     'large stem': ((2, 21, 19, 3), (7, 7, 3, 20), Geometry(stride=(2, 2), padding=(3, 3))),
     'strided': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(stride=(2, 1), padding=(1, 1))),
@@ -196,6 +215,9 @@ FLOAT32 = {
     'depthwise': ((2, 11, 9, 8), (3, 3, 1, 8), Geometry(stride=(2, 2), padding=(1, 1), groups=8)),
     'depthwise, stride 1': ((2, 11, 9, 8), (3, 3, 1, 8), Geometry(padding=(1, 1), groups=8)),
     'grouped': ((2, 11, 9, 64), (3, 3, 4, 64), Geometry(padding=(1, 1), groups=16)),
+    'grouped, strided': ((2, 11, 9, 64), (3, 3, 4, 64), Geometry((2, 2), (1, 1), groups=16)),
+    'grouped, dilated': ((2, 11, 9, 64), (3, 3, 4, 64), Geometry((1, 1), (2, 2), (2, 2), groups=16)),
+    'very many groups': ((1, 5, 6, 512), (3, 3, 8, 512), Geometry(padding=(1, 1), groups=64)),
     'wide groups': ((2, 11, 9, 64), (3, 3, 32, 64), Geometry(padding=(1, 1), groups=2)),
     'wide groups, strided': ((2, 11, 9, 64), (3, 3, 32, 64), Geometry((2, 2), (1, 1), groups=2)),
 }
@@ -226,12 +248,16 @@ CHOSEN = {
     'row': row_conv,
     'column': wide_conv,
     'thin': row_conv,
+    'thin, stride 1': row_conv,
     'large stem': row_conv,
     'strided': row_conv,
     'strided and dilated': row_conv,
     'depthwise': depthwise_conv,
     'depthwise, stride 1': depthwise_conv,
-    'grouped': merged_conv,
+    'grouped': merged_paired_conv,
+    'grouped, strided': merged_paired_conv,
+    'grouped, dilated': merged_wide_conv,
+    'very many groups': merged_wide_conv,  # whose pairs would be of so many channels that YNNPACK got them
     'wide groups': merged_wide_conv,
     'wide groups, strided': merged_row_conv,
 }
@@ -257,6 +283,7 @@ def kernel_gradient_jaxpr(case: str):
     [
         ('depthwise', {'reduce': 1, 'dot_general': 0, 'conv_general_dilated': 0}),  # all taps at once
         ('large stem', {'dot_general': 0, 'conv_general_dilated': 1}),
+        ('thin, stride 1', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('row', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('column', {'dot_general': 7, 'conv_general_dilated': 0}),  # one a tap
         ('winograd', {'dot_general': 16, 'conv_general_dilated': 0}),
@@ -279,6 +306,26 @@ def test_a_depthwise_input_gradient_is_a_depthwise_convolution(case):
     assert sum(eqn.primitive.name == 'mul' for eqn in program.eqns) == 9
     pads = [eqn for eqn in program.eqns if eqn.primitive.name == 'pad']
     assert len(pads) <= geometry.stride[0] * geometry.stride[1]
+
+
+@pytest.mark.parametrize('case', ['strided', 'grouped', 'grouped, strided', 'wide groups, strided'])
+def test_an_input_gradient_multiplies_no_inserted_zeros(case):
+    x_shape, kernel_shape, geometry = FLOAT32[case]
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape))
+    y = jax.eval_shape(partial(native_conv, geometry=geometry), x, kernel)
+    like = jax.core.ShapedArray(x_shape, jnp.float32)
+    program = jax.make_jaxpr(partial(conv_cpu.input_gradient, like=like, geometry=geometry))(y, kernel)
+    found = [eqn.params for eqn in program.eqns if eqn.primitive.name == 'conv_general_dilated']
+    assert found
+    assert {factor for params in found for factor in params['lhs_dilation']} == {1}
+
+
+def test_rows_are_joined_by_a_sum():
+    """XLA and LLVM make slow code of their concatenation."""
+    x_shape, kernel_shape, geometry = FLOAT32['large stem']
+    arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape))
+    program = str(jax.make_jaxpr(partial(conv_cpu.conv, geometry=geometry))(*arrays))
+    assert 'concatenate' not in program
 
 
 def test_padded_pixels_of_a_depthwise_convolution_are_kept():
