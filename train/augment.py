@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from PIL import Image
 
+from train.data.jpeg import first_rows
 from train.data.source import converted, whole
 
 RATIO = (3 / 4, 4 / 3)  # width / height of a random resized crop, as in Inception's training and torchvision
@@ -53,14 +54,16 @@ def resized_crop(image: Image.Image, mode: str, box: Box, size: int) -> np.ndarr
     """A part of an image, decoded or not, at another size: uint8 (size, size, C), C 3 for 'RGB' and 1 for 'L'.
 
     Bilinear with antialiasing, cut and resized in one go, so that at the part's border the filter sees the pixels
-    beyond it; elsewhere the pixels are torchvision's. A JPEG file whose part is at least 2, 4 or 8 times `size` both
-    ways is decoded at a half, a quarter or an eighth of its resolution, so that the part still has `size` pixels; its
-    pixels then differ by a few levels.
+    beyond it; elsewhere the pixels are torchvision's but for rounding. Of a JPEG file the rows below the part are not
+    decoded, and a part that is at least 2, 4 or 8 times `size` both ways is decoded at a half, a quarter or an eighth
+    of its resolution, so that it still has `size` pixels; these then differ by a few levels.
     """
     left, top, right, bottom = box
-    width, height = image.size
-    # The whole image's size when the part has just `size` pixels; the decoder stays at it or above. Only JPEG scales.
-    drafted = image.draft(None, (-(-width * size // (right - left)), -(-height * size // (bottom - top))))
+    shrink = max((d for d in (2, 4, 8) if d * size <= min(right - left, bottom - top)), default=1)
+    # The filter reaches as far as one pixel of the result, and the decoder's interpolation two of its own.
+    image = first_rows(image, bottom + -(-(bottom - top) // size) + 2 * shrink)
+    width = image.width
+    drafted = image.draft(None, (width // shrink, image.height // shrink))  # only JPEG is
     divisor = width / drafted[1][2] if drafted else 1
     part = tuple(edge / divisor for edge in box)
     return whole(converted(image, mode).resize((size, size), Image.Resampling.BILINEAR, part), mode)

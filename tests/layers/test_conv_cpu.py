@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flaxzoo.layers import conv_cpu
@@ -44,6 +44,8 @@ def test_merged_conv(case, channels):
 @settings(max_examples=12, deadline=None)
 @given(st.one_of(convolutions(dilation=(1, 1)), convolutions(dilation=(2, 1))), st.sampled_from([1, 3, 6, 16]))
 def test_merged_conv_of_paired_columns(case, channels):
+    _, (_, width, *_), geometry = case
+    assume(geometry.padding[1] < width + geometry.stride[1] - 1)  # or XLA ends the process, as for `convolutions`
     merged = partial(merged_conv, channels=channels, block=paired_conv)
     assert_equal_with_gradients(partial(merged, geometry=case[2]), *case)
 
