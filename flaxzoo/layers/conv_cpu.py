@@ -27,16 +27,18 @@ from flaxzoo.layers.products import product, transposed_product
 from flaxzoo.layers.taps import Pair, taps
 from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
 
-# Channels of one dense block when narrow groups are merged for the CPU: of a kernel gradient, and of a convolution that
-# computes two columns at once. `python -m benchmarks.grouped_conv --widths` has others.
+# Channels of one dense block when narrow groups are merged for the CPU: where gradients are computed too, and where two
+# columns are computed at once. `python -m benchmarks.grouped_conv --widths` has others.
 MERGED_CHANNELS = 16
 PAIRED_CHANNELS = 8
 
 # Channels of a dense block from which XLA would give it to YNNPACK, which computes such small convolutions on one core.
 YNNPACK_CHANNELS = 32
 
-# Each block is a convolution to compile, three with the gradients, and a loop over them is ten times slower.
+# Each block is a convolution to compile, and a loop over them is ten times slower. With up to 32 where gradients are
+# computed too, a training step of ResNeXt-50 would take twice as long to compile, and about as long to run.
 MAX_BLOCKS = 32
+MAX_TRAINING_BLOCKS = 16
 
 # Rows of a product that the kernel gradient of a depthwise convolution sums at once. Of 4 and 8 each was the faster at
 # some shapes; sums along whole rows took about twice as long.
@@ -53,8 +55,17 @@ def conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     return _forward(kernel, geometry)(x, kernel, geometry=geometry)
 
 
+def differentiated_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """The convolution for the CPU where its gradients are computed too.
+
+    If it is grouped, all three read the same blocks of channels then, which XLA cuts out once.
+    """
+    lowering = _merged_in_training if _is_grouped(kernel, geometry) else _forward
+    return lowering(kernel, geometry)(x, kernel, geometry=geometry)
+
+
 def flipped_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """`conv` with the kernel that a gradient has: flipped, and with input and output channels swapped in each group."""
+    """`conv` with the kernel that a gradient has: flipped in height and width and, if it is dense, (kh, kw, O, C)."""
     flipped = kernel[::-1, ::-1]
     forward = _forward(kernel, geometry)
     if forward is depthwise_conv:
@@ -63,13 +74,15 @@ def flipped_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.
         return product(x, kernel[0, 0], transpose=True)
     if forward is plain_winograd_conv:
         return winograd_conv(x, flipped, geometry.padding, transpose=True)
-    return conv(x, _swapped(flipped, geometry.groups), geometry=geometry)
+    return forward(x, flipped.swapaxes(2, 3), geometry=geometry)
 
 
 def input_gradient(
     cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
     """Its gradient with respect to x for the CPU."""
+    if _is_grouped(kernel, geometry):
+        return input_gradient_of(_merged_in_training(kernel, geometry), cotangent, kernel, like, geometry)
     if all(1 in pair for pair in zip(geometry.stride, geometry.dilation, strict=True)):
         return phase_input_gradient(cotangent, kernel, like=like, geometry=geometry)
     return input_gradient_of(_forward(kernel, geometry), cotangent, kernel, like, geometry)
@@ -77,10 +90,11 @@ def input_gradient(
 
 def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry) -> jax.Array:
     """Its gradient with respect to the kernel for the CPU."""
-    if geometry.groups > 1:
-        if _is_depthwise(like, geometry):
-            return depthwise_kernel_gradient(x, cotangent, like=like, geometry=geometry)
-        return kernel_gradient_of(merged_conv, x, cotangent, like, geometry)
+    if _is_depthwise(like, geometry):
+        return depthwise_kernel_gradient(x, cotangent, like=like, geometry=geometry)
+    if _is_grouped(like, geometry):
+        merged = partial(merged_conv, limit=MAX_TRAINING_BLOCKS)
+        return kernel_gradient_of(merged, x, cotangent, like, geometry)
     if _is_thin(like) or _is_row(like, geometry):
         return kernel_gradient_of(row_conv, x, cotangent, like, geometry)
     if _is_winograds(like, geometry, WINOGRAD_GRADIENT_CHANNELS):
@@ -193,15 +207,16 @@ def merged_conv(
     *,
     geometry: Geometry,
     channels: int = MERGED_CHANNELS,
+    limit: int = MAX_BLOCKS,
     block: Callable = native_conv,
 ) -> jax.Array:
-    """A grouped convolution as dense ones over blocks of groups that together have about `channels` channels.
+    """A grouped convolution as at most `limit` dense ones over groups that together have about `channels` channels.
 
     The kernel of a block is block-diagonal: one block of the diagonal a group, zeros elsewhere. What `block` computes
     may have rows and columns too many at the end.
     """
     groups = geometry.groups
-    merge = _groups_a_block(groups, kernel.shape[2], channels)
+    merge = _groups_a_block(kernel, geometry, channels, limit)
     blocks = groups // merge
     height, width, inputs, outputs = kernel.shape
     # (kh, kw, I, O) -> (blocks, kh, kw, merge * I, merge * O / groups), zero off the diagonal of (merge, merge).
@@ -222,7 +237,7 @@ merged_row_conv = partial(merged_conv, channels=YNNPACK_CHANNELS, block=row_conv
 def phase_input_gradient(
     cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
 ) -> jax.Array:
-    """The input gradient as convolutions of stride 1 of the cotangent.
+    """The input gradient of a dense or depthwise convolution as convolutions of stride 1 of the cotangent.
 
     One for each phase of the stride: pixels of x that are a stride apart meet the same taps of the kernel. A strided
     axis must not be dilated.
@@ -268,14 +283,10 @@ def tap_kernel_gradient(
 
 def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
     """The function of this module that computes such a convolution fastest on the CPU."""
-    if geometry.groups > 1:
-        if _is_depthwise(kernel, geometry):
-            return depthwise_conv
-        if kernel.dtype != jnp.float32:
-            return merged_conv
-        if geometry.dilation[1] == 1 and 2 * _outputs_a_block(kernel, geometry, PAIRED_CHANNELS) < YNNPACK_CHANNELS:
-            return merged_paired_conv
-        return merged_wide_conv if geometry.stride == (1, 1) else merged_row_conv
+    if _is_depthwise(kernel, geometry):
+        return depthwise_conv
+    if _is_grouped(kernel, geometry):
+        return _merged(kernel, geometry)
     if kernel.shape[:2] == (1, 1) and geometry.padding == (0, 0):
         return pointwise_conv
     if kernel.dtype != jnp.float32:
@@ -284,6 +295,30 @@ def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
         return plain_winograd_conv
     by_rows = geometry.stride != (1, 1) or _is_thin(kernel) or _is_row(kernel, geometry)
     return row_conv if by_rows else wide_conv
+
+
+def _merged(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
+    """The fastest lowering that merges groups, by itself."""
+    if kernel.dtype != jnp.float32:
+        return merged_conv
+    outputs = _groups_a_block(kernel, geometry, PAIRED_CHANNELS, MAX_BLOCKS) * kernel.shape[3] // geometry.groups
+    if geometry.dilation[1] == 1 and 2 * outputs < YNNPACK_CHANNELS:
+        return merged_paired_conv
+    return merged_wide_conv if geometry.stride == (1, 1) else merged_row_conv
+
+
+def _merged_in_training(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
+    """The one whose input gradient is its transpose, and which reads the blocks that the kernel gradient reads."""
+    channels = kernel.shape[2] * _groups_a_block(kernel, geometry, MERGED_CHANNELS, MAX_TRAINING_BLOCKS)
+    if kernel.dtype != jnp.float32 or channels < YNNPACK_CHANNELS:
+        return partial(merged_conv, limit=MAX_TRAINING_BLOCKS)
+    block = wider_conv if geometry.stride == (1, 1) else row_conv
+    return partial(merged_conv, limit=MAX_TRAINING_BLOCKS, block=block)
+
+
+def _is_grouped(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
+    """Whether it has groups, but not as many as channels."""
+    return geometry.groups > 1 and not _is_depthwise(kernel, geometry)
 
 
 def _is_depthwise(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
@@ -328,23 +363,11 @@ def _taps(x: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> li
     return taps(x, kernel_shape[:2], geometry.stride, padding, geometry.dilation)
 
 
-def _outputs_a_block(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry, channels: int) -> int:
-    """Output channels of one dense block of `merged_conv`."""
-    merge = _groups_a_block(geometry.groups, kernel.shape[2], channels)
-    return merge * kernel.shape[3] // geometry.groups
-
-
-def _groups_a_block(groups: int, inputs: int, channels: int) -> int:
-    """The smallest divisor of `groups` that gives at most MAX_BLOCKS blocks of at least `channels` channels."""
+def _groups_a_block(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry, channels: int, limit: int) -> int:
+    """The smallest divisor of the groups that gives at most `limit` blocks of at least `channels` input channels."""
+    groups, inputs = geometry.groups, kernel.shape[2]
     divisors = [m for m in range(1, groups + 1) if groups % m == 0]
-    return next((m for m in divisors if m * inputs >= channels and groups // m <= MAX_BLOCKS), groups)
-
-
-def _swapped(kernel: jax.Array, groups: int) -> jax.Array:
-    """Input and output channels of each group swapped: (kh, kw, I, groups * O) -> (kh, kw, O, groups * I)."""
-    height, width, inputs, outputs = kernel.shape
-    split = kernel.reshape(height, width, inputs, groups, outputs // groups)
-    return split.swapaxes(2, 4).reshape(height, width, outputs // groups, groups * inputs)
+    return next((m for m in divisors if m * inputs >= channels and groups // m <= limit), groups)
 
 
 def _sizes(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> list[int]:

@@ -65,6 +65,10 @@ def _primitive(name: str, native: Callable, **lowerings: Callable) -> Primitive:
 
 
 value_p = _primitive('conv2d', native_conv, cpu=conv_cpu.conv, cuda=conv_gpu.conv)
+# In its place when it is differentiated.
+differentiated_p = _primitive(
+    'differentiated_conv2d', native_conv, cpu=conv_cpu.differentiated_conv, cuda=conv_gpu.conv
+)
 input_gradient_p = _primitive('conv2d_input_gradient', native_input_gradient, cpu=conv_cpu.input_gradient)
 kernel_gradient_p = _primitive(
     'conv2d_kernel_gradient', native_kernel_gradient, cpu=conv_cpu.kernel_gradient, cuda=conv_gpu.kernel_gradient
@@ -79,17 +83,19 @@ def _kernel_gradient(cotangent, x, kernel, geometry):
     return kernel_gradient_p.bind(x, cotangent, like=kernel.aval, geometry=geometry)
 
 
-ad.defbilinear(value_p, _input_gradient, _kernel_gradient)
+ad.defbilinear(differentiated_p, _input_gradient, _kernel_gradient)
+ad.primitive_jvps[value_p] = ad.primitive_jvps[differentiated_p]
+ad.primitive_transposes[value_p] = ad.primitive_transposes[differentiated_p]
 # In what follows the result of `transpose(ct, a, b)` is like the operand that it is the gradient of.
 ad.defbilinear(
     input_gradient_p,
-    lambda ct, cotangent, kernel, geometry, like: value_p.bind(ct, kernel, geometry=geometry),
+    lambda ct, cotangent, kernel, geometry, like: differentiated_p.bind(ct, kernel, geometry=geometry),
     lambda ct, cotangent, kernel, geometry, like: _kernel_gradient(cotangent, ct, kernel, geometry),
 )
 ad.defbilinear(
     kernel_gradient_p,
     lambda ct, x, cotangent, geometry, like: _input_gradient(cotangent, x, ct, geometry),
-    lambda ct, x, cotangent, geometry, like: value_p.bind(x, ct, geometry=geometry),
+    lambda ct, x, cotangent, geometry, like: differentiated_p.bind(x, ct, geometry=geometry),
 )
 
 
