@@ -16,7 +16,7 @@ import numpy as np
 
 import flaxzoo
 from benchmarks.timing import interleave, table
-from flaxzoo.layers.conv_cpu import merged_conv
+from flaxzoo.layers.conv_cpu import merged_conv, merged_paired_conv
 from flaxzoo.layers.conv_native import Geometry, native_conv
 from flaxzoo.layers.conv_primitive import conv2d
 
@@ -84,11 +84,9 @@ def main() -> None:
     flaxzoo.keep_memory()
 
     if args.widths:
-        widths = (64, 32, 8, 16)
-        contenders = {
-            f'{width} channels': partial(calls_for, partial(merged_conv, geometry=GEOMETRY, channels=width))
-            for width in widths
-        }
+        merged = {f'{width} channels': partial(merged_conv, channels=width) for width in (64, 32, 8)}
+        merged |= {'8 channels, columns in pairs': merged_paired_conv, '16 channels': merged_conv}
+        contenders = {name: partial(calls_for, partial(conv, geometry=GEOMETRY)) for name, conv in merged.items()}
         last = '64 / 16'
     else:
         contenders = {

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from PIL import Image
 
-from train.data.jpeg import first_rows
+from train.data.jpeg import decode_first_rows
 from train.data.source import converted, whole
 
 RATIO = (3 / 4, 4 / 3)  # width / height of a random resized crop, as in Inception's training and torchvision
@@ -61,9 +61,9 @@ def resized_crop(image: Image.Image, mode: str, box: Box, size: int) -> np.ndarr
     left, top, right, bottom = box
     shrink = max((d for d in (2, 4, 8) if d * size <= min(right - left, bottom - top)), default=1)
     # The filter reaches as far as one pixel of the result, and the decoder's interpolation two of its own.
-    image = first_rows(image, bottom + -(-(bottom - top) // size) + 2 * shrink)
-    width = image.width
-    drafted = image.draft(None, (width // shrink, image.height // shrink))  # only JPEG is
+    decode_first_rows(image, bottom + -(-(bottom - top) // size) + 2 * shrink)
+    width, height = image.size
+    drafted = image.draft(None, (width // shrink, height // shrink))  # only JPEG is
     divisor = width / drafted[1][2] if drafted else 1
     part = tuple(edge / divisor for edge in box)
     return whole(converted(image, mode).resize((size, size), Image.Resampling.BILINEAR, part), mode)

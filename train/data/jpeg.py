@@ -1,29 +1,37 @@
 """Decoding no more of a JPEG file than its first rows."""
 
-import io
-
 from PIL import Image
 
 # The markers of a frame's header, in which the image's height stands; the other three of C0 to CF mean other things.
 FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-def first_rows(image: Image.Image, rows: int) -> Image.Image:
-    """A JPEG file's image, opened but not decoded, without what is below `rows`; other images as they are.
+def decode_first_rows(image: Image.Image, rows: int) -> None:
+    """Sees to it that no more than `rows` rows of a JPEG file's image get decoded; the others will be black.
 
-    JPEG is decoded from top to bottom, and Pillow decodes all rows that the header promises. So this opens a copy of
-    the file whose header promises fewer. Where the colours have half the resolution, the last two rows can differ from
-    the whole image's, which are interpolated with the row below.
+    JPEG is decoded from top to bottom, and Pillow's decoder goes as far as the header says that the image does. So this
+    writes the number of rows there. Where the colours have half the resolution, the last two rows can differ from the
+    whole image's, which are interpolated with the row below. Images of other files are left alone.
+
+    Args:
+      image: opened from an io.BytesIO, which is changed, and not decoded yet.
     """
     if image.format != 'JPEG' or rows >= image.height:
-        return image
-    image.fp.seek(0)
-    encoded = bytearray(image.fp.read())
+        return
+    with image.fp.getbuffer() as encoded:
+        position = _height_position(encoded)
+        if position is None:
+            return
+        encoded[position : position + 2] = rows.to_bytes(2)
+    codec, _, *rest = image.tile[0]
+    image.tile = [(codec, (0, 0, image.width, rows), *rest)]
+
+
+def _height_position(encoded: memoryview) -> int | None:
+    """Where the frame's header holds the height; None in a file that is not laid out as usual."""
     position = 2
-    while encoded[position : position + 1] == b'\xff':
+    while position + 6 < len(encoded) and encoded[position] == 0xFF:
         if encoded[position + 1] in FRAME_MARKERS:
-            # Marker and length of the header, two bytes each, and a byte of precision come before the height.
-            encoded[position + 5 : position + 7] = rows.to_bytes(2)
-            return Image.open(io.BytesIO(encoded))
+            return position + 5  # after marker and length, two bytes each, and a byte of precision
         position += 2 + int.from_bytes(encoded[position + 2 : position + 4])
-    return image
+    return None
