@@ -1,5 +1,7 @@
 """Decoding no more of a JPEG file than its first rows."""
 
+import io
+
 from PIL import Image
 
 # The markers of a frame's header, in which the image's height stands; the other three of C0 to CF mean other things.
@@ -11,12 +13,11 @@ def decode_first_rows(image: Image.Image, rows: int) -> None:
 
     JPEG is decoded from top to bottom, and Pillow's decoder goes as far as the header says that the image does. So this
     writes the number of rows there. Where the colours have half the resolution, the last two rows can differ from the
-    whole image's, which are interpolated with the row below. Images of other files are left alone.
+    whole image's, which are interpolated with the row below.
 
-    Args:
-      image: opened from an io.BytesIO, which is changed, and not decoded yet.
+    The file is an io.BytesIO, which is changed, and not decoded yet. Other images are left alone.
     """
-    if image.format != 'JPEG' or rows >= image.height:
+    if image.format != 'JPEG' or rows >= image.height or not isinstance(image.fp, io.BytesIO):
         return
     with image.fp.getbuffer() as encoded:
         position = _height_position(encoded)
