@@ -37,8 +37,8 @@ YNNPACK_CHANNELS = 32
 
 # Each block is a convolution to compile, and a loop over them is ten times slower. With up to 32 where gradients are
 # computed too, a training step of ResNeXt-50 would take twice as long to compile, and about as long to run.
-MAX_BLOCKS = 32
-MAX_TRAINING_BLOCKS = 16
+MAX_BLOCKS = 16
+MAX_INFERENCE_BLOCKS = 32
 
 # Rows of a product that the kernel gradient of a depthwise convolution sums at once. Of 4 and 8 each was the faster at
 # some shapes; sums along whole rows took about twice as long.
@@ -93,8 +93,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.Shaped
     if _is_depthwise(like, geometry):
         return depthwise_kernel_gradient(x, cotangent, like=like, geometry=geometry)
     if _is_grouped(like, geometry):
-        merged = partial(merged_conv, limit=MAX_TRAINING_BLOCKS)
-        return kernel_gradient_of(merged, x, cotangent, like, geometry)
+        return kernel_gradient_of(merged_conv, x, cotangent, like, geometry)
     if _is_thin(like) or _is_row(like, geometry):
         return kernel_gradient_of(row_conv, x, cotangent, like, geometry)
     if _is_winograds(like, geometry, WINOGRAD_GRADIENT_CHANNELS):
@@ -229,9 +228,10 @@ def merged_conv(
     return _cut(jnp.concatenate(parts, -1), x, kernel, geometry)
 
 
-merged_paired_conv = partial(merged_conv, channels=PAIRED_CHANNELS, block=paired_conv)
-merged_wide_conv = partial(merged_conv, channels=YNNPACK_CHANNELS, block=wider_conv)
-merged_row_conv = partial(merged_conv, channels=YNNPACK_CHANNELS, block=row_conv)
+# For inference.
+merged_paired_conv = partial(merged_conv, channels=PAIRED_CHANNELS, limit=MAX_INFERENCE_BLOCKS, block=paired_conv)
+merged_wide_conv = partial(merged_conv, channels=YNNPACK_CHANNELS, limit=MAX_INFERENCE_BLOCKS, block=wider_conv)
+merged_row_conv = partial(merged_conv, channels=YNNPACK_CHANNELS, limit=MAX_INFERENCE_BLOCKS, block=row_conv)
 
 
 def phase_input_gradient(
@@ -301,7 +301,8 @@ def _merged(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
     """The fastest lowering that merges groups, by itself."""
     if kernel.dtype != jnp.float32:
         return merged_conv
-    outputs = _groups_a_block(kernel, geometry, PAIRED_CHANNELS, MAX_BLOCKS) * kernel.shape[3] // geometry.groups
+    merge = _groups_a_block(kernel, geometry, PAIRED_CHANNELS, MAX_INFERENCE_BLOCKS)
+    outputs = merge * kernel.shape[3] // geometry.groups
     if geometry.dilation[1] == 1 and 2 * outputs < YNNPACK_CHANNELS:
         return merged_paired_conv
     return merged_wide_conv if geometry.stride == (1, 1) else merged_row_conv
@@ -309,11 +310,10 @@ def _merged(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
 
 def _merged_in_training(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
     """The one whose input gradient is its transpose, and which reads the blocks that the kernel gradient reads."""
-    channels = kernel.shape[2] * _groups_a_block(kernel, geometry, MERGED_CHANNELS, MAX_TRAINING_BLOCKS)
+    channels = kernel.shape[2] * _groups_a_block(kernel, geometry, MERGED_CHANNELS, MAX_BLOCKS)
     if kernel.dtype != jnp.float32 or channels < YNNPACK_CHANNELS:
-        return partial(merged_conv, limit=MAX_TRAINING_BLOCKS)
-    block = wider_conv if geometry.stride == (1, 1) else row_conv
-    return partial(merged_conv, limit=MAX_TRAINING_BLOCKS, block=block)
+        return merged_conv
+    return partial(merged_conv, block=wider_conv if geometry.stride == (1, 1) else row_conv)
 
 
 def _is_grouped(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
