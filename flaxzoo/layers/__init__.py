@@ -1,5 +1,6 @@
 """What every family is built of, in torch's semantics on NHWC arrays."""
 
+from flaxzoo.layers.activation import kept_relu
 from flaxzoo.layers.blocks import ConvNormAct, NormLayer, SqueezeExcite, remat
 from flaxzoo.layers.conv import Conv2d, Linear, kaiming_normal_fan_out
 from flaxzoo.layers.kept import kept
@@ -22,6 +23,7 @@ __all__ = [
     'global_avg_pool2d',
     'kaiming_normal_fan_out',
     'kept',
+    'kept_relu',
     'local_response_norm',
     'max_pool2d',
     'remat',

@@ -23,6 +23,7 @@ from flaxzoo.layers import (
     adaptive_avg_pool2d,
     global_avg_pool2d,
     kept,
+    kept_relu,
     remat,
 )
 from flaxzoo.layers.branches import Branches, same, valid
@@ -75,7 +76,7 @@ class Residual(Branches):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = x + self.scale * Conv2d(x.shape[-1], 1, name='conv2d')(self.concatenate(x, train))
-        return kept(nn.relu(x) if self.relu else x)
+        return kept_relu(x) if self.relu else kept(x)
 
 
 class InceptionResnet(nn.Module):

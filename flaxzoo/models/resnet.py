@@ -20,7 +20,7 @@ from flaxzoo.layers import (
     SqueezeExcite,
     global_avg_pool2d,
     kaiming_normal_fan_out,
-    kept,
+    kept_relu,
     max_pool2d,
     remat,
 )
@@ -57,7 +57,7 @@ class Block(nn.Module):
         x = self.norm_layer(scale_init=init, name=norm)(x, train)
         if self.attn_layer:
             x = self.attn_layer(x.shape[-1], name='se')(x)
-        return kept(nn.relu(x + shortcut))
+        return kept_relu(x + shortcut)
 
 
 class BasicBlock(Block):
