@@ -22,6 +22,7 @@ import flaxzoo
 from benchmarks.timing import interleave, table
 from flaxzoo.layers import BatchNorm, kept
 from flaxzoo.layers.conv_cpu import (
+    column_conv,
     depthwise_conv,
     depthwise_kernel_gradient,
     paired_conv,
@@ -173,7 +174,7 @@ CPU_LEVERS = (
     forward('winograd, 512 -> 512 @7', plain_winograd_conv, cpu(7, 7, 512), (3, 3, 512, 512), **SAME),
     forward('wide, 3x3 32 -> 32 @149', wide_conv, cpu(149, 149, 32), (3, 3, 32, 32)),
     forward('wide, 5x5 48 -> 64 @35', wide_conv, cpu(35, 35, 48), (5, 5, 48, 64), padding=(2, 2)),
-    forward('wide, 7x1 192 -> 192 @17', wide_conv, cpu(17, 17, 192), (7, 1, 192, 192), padding=(3, 0)),
+    forward('columns, 7x1 192 -> 192 @17', column_conv, cpu(17, 17, 192), (7, 1, 192, 192), padding=(3, 0)),
     forward('rows, 1x7 192 -> 192 @17', row_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
     forward('rows, 3x3 s2 288 -> 384 @35', row_conv, cpu(35, 35, 288), (3, 3, 288, 384), stride=(2, 2)),
     forward('rows, 3x3 s2 512 -> 512 @14', row_conv, cpu(14, 14, 512), (3, 3, 512, 512), stride=(2, 2), **SAME),

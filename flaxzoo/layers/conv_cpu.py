@@ -174,6 +174,12 @@ def row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Arra
     return y.reshape(*rows.shape[:2], *y.shape[1:])
 
 
+def column_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A dense convolution whose kernel is a column, as that of a row with the image on its side."""
+    turned = Geometry(*(pair[::-1] for pair in geometry[:3]))
+    return row_conv(x.swapaxes(1, 2), kernel.swapaxes(0, 1), geometry=turned).swapaxes(1, 2)
+
+
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     """A depthwise convolution as a sum of shifted products, one a tap."""
     weights = kernel.reshape(-1, kernel.shape[-1])
@@ -293,8 +299,9 @@ def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
         return native_conv
     if _is_winograds(kernel, geometry, WINOGRAD_CHANNELS):
         return plain_winograd_conv
-    by_rows = geometry.stride != (1, 1) or _is_thin(kernel) or _is_row(kernel, geometry)
-    return row_conv if by_rows else wide_conv
+    if geometry.stride != (1, 1) or _is_thin(kernel) or _is_row(kernel, geometry):
+        return row_conv
+    return column_conv if kernel.shape[1] == 1 else wide_conv
 
 
 def _merged(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):

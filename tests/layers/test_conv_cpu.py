@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from flaxzoo.layers import conv_cpu
 from flaxzoo.layers.conv_cpu import (
+    column_conv,
     depthwise_conv,
     depthwise_kernel_gradient,
     merged_conv,
@@ -138,6 +139,12 @@ def test_wide_conv(case):
 @given(convolutions(groups=1))
 def test_row_conv(case):
     assert_equal_with_gradients(partial(row_conv, geometry=case[2]), *case)
+
+
+@settings(max_examples=10, deadline=None)
+@given(convolutions(groups=1))
+def test_column_conv(case):
+    assert_equal_with_gradients(partial(column_conv, geometry=case[2]), *case)
 
 
 @settings(max_examples=10, deadline=None)
@@ -273,7 +280,7 @@ CHOSEN = {
     'winograd': plain_winograd_conv,
     'wide': wide_conv,
     'row': row_conv,
-    'column': wide_conv,
+    'column': column_conv,
     'thin': row_conv,
     'thin, stride 1': row_conv,
     'large stem': row_conv,
