@@ -23,6 +23,7 @@ from flaxzoo.layers.conv_native import (
     native_conv,
     native_kernel_gradient,
 )
+from flaxzoo.layers.kept import kept
 from flaxzoo.layers.products import product, transposed_product
 from flaxzoo.layers.taps import Pair, taps
 from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
@@ -162,7 +163,7 @@ def row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Arra
     met = taps(x, (height, 1), (down, 1), ((above, above), (0, 0)), (dilation, 1))
     # A sum of what does not overlap: XLA and LLVM make better code of it than of a concatenation.
     places = [(inputs * row, inputs * (height - 1 - row)) for row in range(height)]
-    rows = sum(jnp.pad(row, ((0, 0), (0, 0), (0, 0), place)) for row, place in zip(met, places, strict=True))
+    rows = kept(sum(jnp.pad(row, ((0, 0), (0, 0), (0, 0), place)) for row, place in zip(met, places, strict=True)))
     y = lax.conv_general_dilated(
         rows.reshape(-1, *rows.shape[2:]),
         kernel.transpose(1, 0, 2, 3).reshape(width, height * inputs, outputs),
