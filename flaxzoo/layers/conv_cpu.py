@@ -231,7 +231,7 @@ def merged_conv(
     dense = jnp.einsum('hwibmo,nm->bhwnimo', split, eye)
     dense = dense.reshape(blocks, height, width, merge * inputs, merge * outputs // groups)
     dense_geometry = geometry._replace(groups=1)
-    parts = [block(part, dense[b], geometry=dense_geometry) for b, part in enumerate(jnp.split(x, blocks, -1))]
+    parts = [block(kept(part), dense[b], geometry=dense_geometry) for b, part in enumerate(jnp.split(x, blocks, -1))]
     return _cut(jnp.concatenate(parts, -1), x, kernel, geometry)
 
 
