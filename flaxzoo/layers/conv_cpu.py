@@ -161,7 +161,8 @@ def row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Arra
     height, width, inputs, outputs = kernel.shape
     (down, right), (above, beside), (dilation, across), _ = geometry
     met = taps(x, (height, 1), (down, 1), ((above, above), (0, 0)), (dilation, 1))
-    # A sum of what does not overlap: XLA and LLVM make better code of it than of a concatenation.
+    # A sum of what does not overlap: XLA and LLVM make better code of it than of a concatenation. The kernel gradient
+    # transposes the rows, from memory and not from what they are joined of.
     places = [(inputs * row, inputs * (height - 1 - row)) for row in range(height)]
     rows = kept(sum(jnp.pad(row, ((0, 0), (0, 0), (0, 0), place)) for row, place in zip(met, places, strict=True)))
     y = lax.conv_general_dilated(
@@ -219,7 +220,8 @@ def merged_conv(
     """A grouped convolution as at most `limit` dense ones over groups that together have about `channels` channels.
 
     The kernel of a block is block-diagonal: one block of the diagonal a group, zeros elsewhere. What `block` computes
-    may have rows and columns too many at the end.
+    may have rows and columns too many at the end. The pieces of the image are kept, because the kernel gradient
+    transposes them.
     """
     groups = geometry.groups
     merge = _groups_a_block(kernel, geometry, channels, limit)

@@ -321,6 +321,15 @@ def kernel_gradient_jaxpr(case: str):
     return jax.make_jaxpr(partial(conv_cpu.kernel_gradient, like=kernel, geometry=FLOAT32[case][2]))(x, cotangent)
 
 
+@pytest.mark.parametrize(('case', 'count'), [('thin', 2), ('large stem', 2), ('grouped', 4), ('wide groups', 2)])
+def test_what_a_convolution_and_its_kernel_gradient_read_is_kept(case, count):
+    """The padded image, joined rows, cut pieces: the gradient transposes them, and would compute each element anew."""
+    _, _, geometry = FLOAT32[case]
+    forward = jax.make_jaxpr(partial(conv_cpu.differentiated_conv, geometry=geometry))(*arrays_of(case)[:2])
+    for program in (forward, kernel_gradient_jaxpr(case)):
+        assert str(program).count('= kept ') == count
+
+
 @pytest.mark.parametrize(
     ('case', 'operations'),
     [
