@@ -105,3 +105,4 @@ def test_residual_blocks_keep_their_sum(block, train):
     variables = jax.eval_shape(block.init, jax.random.key(0), x)
     program = jax.make_jaxpr(lambda v, x: block.apply(v, x, train=train, mutable=['batch_stats']))(variables, x)
     assert str(program).count('= kept ') == 1
+    assert 'name=kept_relu' in str(program)  # whose gradient computes no sum anew
