@@ -33,7 +33,7 @@ from flaxzoo.layers.conv_cpu import (
     tap_kernel_gradient,
     wide_conv,
 )
-from flaxzoo.layers.conv_gpu import thin_conv
+from flaxzoo.layers.conv_gpu import pointwise_input_gradient, thin_conv
 from flaxzoo.layers.conv_native import (
     Geometry,
     kernel_gradient_of,
@@ -88,6 +88,7 @@ def gradient(name: str, native: Callable, ours: Callable, x: Array, kernel: tupl
 
 tap_gradient = partial(gradient, native=native_kernel_gradient, ours=tap_kernel_gradient)
 phase_gradient = partial(gradient, native=native_input_gradient, ours=phase_input_gradient)
+pointwise_gradient = partial(gradient, native=native_input_gradient, ours=pointwise_input_gradient)
 winograd_gradient = partial(
     gradient,
     native=native_kernel_gradient,
@@ -209,6 +210,7 @@ CPU_LEVERS = (
     relu_max_pool('ReLU and max pool 2x2 s2, 64 @224', cpu(224, 224, 64), VGG_POOL),
     max_pool_gradient('max pool 3x3 s2 gradient, 64 @112', cpu(112, 112, 64), STEM_POOL),
     max_pool_gradient('max pool 2x2 s2 gradient, 64 @224', cpu(224, 224, 64), VGG_POOL),
+    max_pool_gradient('max pool 3x3 s1 gradient, 192 @28', cpu(28, 28, 192), SAME_POOL),
     residual_blocks('kept, 4 residual blocks, 256 @56', cpu(56, 56, 256), 4),
     residual_blocks('kept, 6 residual blocks, 512 @14', cpu(14, 14, 512), 6),
 )
@@ -220,6 +222,9 @@ GPU_LEVERS = (
     thin_gradient('blocks, 7x7 s2 kernel gradient @224', x=gpu(224, 224, 3), kernel=(7, 7, 3, 64), **STEM),
     thin_gradient('blocks, 3x3 s2 kernel gradient @299', x=gpu(299, 299, 3), kernel=(3, 3, 3, 32), stride=(2, 2)),
     thin_gradient('8 channels, 3x3 kernel gradient @224', x=gpu(224, 224, 3), kernel=(3, 3, 3, 64), **SAME),
+    pointwise_gradient('1x1 input gradient, 64 -> 256 @56', x=gpu(56, 56, 64), kernel=(1, 1, 64, 256)),
+    pointwise_gradient('1x1 input gradient, 1024 -> 256 @14', x=gpu(14, 14, 1024), kernel=(1, 1, 1024, 256)),
+    pointwise_gradient('1x1 input gradient, 512 -> 2048 @7', x=gpu(7, 7, 512), kernel=(1, 1, 512, 2048)),
     max_pool_gradient('max pool 3x3 s2 gradient, 64 @112', gpu(112, 112, 64), STEM_POOL),
     max_pool_gradient('max pool 2x2 s2 gradient, 64 @224', gpu(224, 224, 64), VGG_POOL),
     max_pool_gradient('max pool 3x3 s1 gradient, 192 @28', gpu(28, 28, 192), SAME_POOL),

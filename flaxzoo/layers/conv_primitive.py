@@ -69,7 +69,9 @@ value_p = _primitive('conv2d', native_conv, cpu=conv_cpu.conv, cuda=conv_gpu.con
 differentiated_p = _primitive(
     'differentiated_conv2d', native_conv, cpu=conv_cpu.differentiated_conv, cuda=conv_gpu.conv
 )
-input_gradient_p = _primitive('conv2d_input_gradient', native_input_gradient, cpu=conv_cpu.input_gradient)
+input_gradient_p = _primitive(
+    'conv2d_input_gradient', native_input_gradient, cpu=conv_cpu.input_gradient, cuda=conv_gpu.input_gradient
+)
 kernel_gradient_p = _primitive(
     'conv2d_kernel_gradient', native_kernel_gradient, cpu=conv_cpu.kernel_gradient, cuda=conv_gpu.kernel_gradient
 )

@@ -73,30 +73,34 @@ def first_maximum(x: jax.Array, windows: Windows) -> tuple[jax.Array, jax.Array]
     return y, kept(first)
 
 
-def select_taps(x: jax.Array, tap: jax.Array, windows: Windows) -> jax.Array:
+def select_taps(x: jax.Array, tap: jax.Array, windows: Windows, hold: bool) -> jax.Array:
     """The pixel of `x` that `tap`, as `first_maximum` counts, picks in each window.
 
     `x` is cut in blocks of a stride and each block compared with all the windows that begin in it or before, so that
     the transpose, the gradient of a max pool, is a few broadcasts in one pass over the image: the CPU and GPUs do that
-    far faster than XLA's select-and-scatter, and always in the same order.
+    far faster than XLA's select-and-scatter, and always in the same order. With `hold` that pass reads `tap` and the
+    cotangent from copies with a margin in memory, and so need not ask for every pixel whether a window is there.
     """
     (height, width), (down, right), ((above, _), (before, _)) = windows
-    images, rows, columns, channels = tap.shape
     # A window reaches over this many blocks, and all windows together over so many.
     over, across = -(-height // down), -(-width // right)
-    high, wide = rows + over - 1, columns + across - 1
+    high, wide = tap.shape[1] + over - 1, tap.shape[2] + across - 1
     pads = ((above, high * down - x.shape[1] - above, 0), (before, wide * right - x.shape[2] - before, 0))
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
-    x = x.reshape(images, high, down, wide, right, channels)
+    x = x.reshape(x.shape[0], high, down, wide, right, x.shape[3])
+    held = lax.optimization_barrier if hold else lambda array: array
+    margin = ((0, 0, 0), (over - 1, over - 1, 0), (across - 1, across - 1, 0), (0, 0, 0))
+    tap = held(lax.pad(tap, np.array(-1, tap.dtype), margin))
     total = jnp.zeros(tap.shape, x.dtype)
-    for i, j in np.ndindex(over, across):  # blocks from the window's first one to the present one
-        row, column = np.ogrid[i * down : (i + 1) * down, j * right : (j + 1) * right]
+    for i, j in np.ndindex(over, across):
+        # The windows that begin so many blocks before the present one, which they meet here.
+        back, left = over - 1 - i, across - 1 - j
+        row, column = np.ogrid[back * down : (back + 1) * down, left * right : (left + 1) * right]
         here = np.where((row < height) & (column < width), row * width + column, -2).astype(tap.dtype)
-        moved = ((0, 0, 0), (i, over - 1 - i, 0), (j, across - 1 - j, 0), (0, 0, 0))
-        picked = lax.pad(tap, np.array(-1, tap.dtype), moved)[:, :, None, :, None] == here[:, None, :, None]
+        picked = tap[:, i : i + high, None, j : j + wide, None] == here[:, None, :, None]
         pixels = jnp.where(picked, x, 0).sum((2, 4))
-        total += pixels[:, i : i + rows, j : j + columns]
-    return total
+        total += lax.pad(pixels, jnp.zeros((), x.dtype), ((0, 0, 0), (i, back, 0), (j, left, 0), (0, 0, 0)))
+    return held(total)[:, over - 1 : high, across - 1 : wide]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -110,14 +114,16 @@ def max_pool(x: jax.Array, windows: Windows) -> jax.Array:
 def _max_pool_jvp(windows: Windows, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
 
-    def selected(x, tangent):
+    def selected(x, tangent, hold=False):
         y, tap = first_maximum(x, windows)
-        return y, select_taps(tangent, tap, windows)
+        return y, select_taps(tangent, tap, windows, hold)
 
     def native(x, tangent):
         return jax.jvp(partial(native_max_pool, windows=windows), (x,), (tangent,))
 
-    return lax.platform_dependent(x, tangent, cpu=selected, cuda=selected, default=native)
+    # On a GPU the copies pay where several windows of a stride meet (`python -m benchmarks.levers` there).
+    overlap = any(size > stride > 1 for size, stride in zip(windows.kernel, windows.stride, strict=True))
+    return lax.platform_dependent(x, tangent, cpu=selected, cuda=partial(selected, hold=overlap), default=native)
 
 
 def avg_pool2d(

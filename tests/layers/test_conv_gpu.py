@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 
-from flaxzoo.layers.conv_gpu import thin_conv
-from flaxzoo.layers.conv_native import Geometry
+from flaxzoo.layers.conv_gpu import pointwise_input_gradient, thin_conv
+from flaxzoo.layers.conv_native import Geometry, native_input_gradient
 from flaxzoo.layers.conv_primitive import conv2d
-from tests.layers.convolutions import assert_equal_with_gradients, convolutions
+from tests.compiling import jit
+from tests.layers.convolutions import arrays, assert_equal, assert_equal_with_gradients, convolutions
 
 
 @settings(max_examples=15, deadline=None)
@@ -20,6 +21,19 @@ def test_thin_conv(case):
         assert_equal_with_gradients(partial(thin_conv, geometry=case[2]), *case)
 
 
+@settings(max_examples=15, deadline=None)
+@given(convolutions(groups=1, kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1)))
+def test_pointwise_input_gradient(case):
+    x_shape, kernel_shape, geometry = case
+    with jax.enable_x64(True):
+        x, kernel, cotangent = arrays(x_shape, kernel_shape, (*x_shape[:3], kernel_shape[3]))
+        both = [
+            jit(partial(gradient, like=jax.typeof(x), geometry=geometry))(cotangent, kernel)
+            for gradient in (pointwise_input_gradient, native_input_gradient)
+        ]
+        assert_equal(*both)
+
+
 STEMS = {
     'ResNet': ((2, 32, 32, 3), (7, 7, 3, 64), Geometry((2, 2), (3, 3)), 'tensor<2x19x19x16xbf16>'),
     'Inception v3': ((2, 35, 35, 3), (3, 3, 3, 32), Geometry((2, 2)), 'tensor<2x18x18x16xbf16>'),
@@ -27,12 +41,12 @@ STEMS = {
 }
 
 
-def lowered(platform, dtype, x_shape, kernel_shape, geometry):
-    """The program of such a convolution and the gradient of its kernel."""
+def lowered(platform, dtype, x_shape, kernel_shape, geometry, of='kernel'):
+    """The program of such a convolution and the gradient of its kernel or its input."""
 
     def with_gradient(x, kernel):
-        value, pull = jax.vjp(lambda kernel: conv2d(x, kernel, geometry), kernel)
-        return value, pull(value)
+        value, pull = jax.vjp(lambda *arrays: conv2d(*arrays, geometry), x, kernel)
+        return value, pull(value)[of == 'kernel']
 
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in (x_shape, kernel_shape)]
     return jax.export.export(jax.jit(with_gradient), platforms=[platform])(*shapes).mlir_module()
@@ -66,3 +80,20 @@ def test_on_gpus_other_convolutions_are_the_plain_ones(case):
     convolutions = [line for line in program.splitlines() if '.convolution(' in line]
     assert len(convolutions) == 2
     assert all(f'x32x32x{channels}xbf16' in line for line in convolutions)
+
+
+@pytest.mark.parametrize(
+    ('platform', 'dtype', 'kernel', 'stride', 'product'),
+    [
+        ('cuda', jnp.bfloat16, 1, 1, True),
+        ('cuda', jnp.bfloat16, 1, 2, False),
+        ('cuda', jnp.bfloat16, 3, 1, False),
+        ('cuda', jnp.float32, 1, 1, False),
+        ('tpu', jnp.bfloat16, 1, 1, False),
+    ],
+)
+def test_gpus_take_pointwise_input_gradients_for_products(platform, dtype, kernel, stride, product):
+    case = (2, 8, 8, 16), (kernel, kernel, 16, 32), Geometry((stride, stride))
+    program = lowered(platform, dtype, *case, of='input')
+    assert ('.dot_general' in program) == product
+    assert program.count('.convolution(') == 2 - product

@@ -1,6 +1,7 @@
 """Pooling against torch: windows, ceil_mode, what an average counts, and the gradient at ties."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -82,9 +83,10 @@ def test_the_lowerings_of_max_pool_are_equal(case):
         def both(x, tangent):
             y, dy = jax.jvp(lambda x: native_max_pool(x, geometry), (x,), (tangent,))
             first, tap = first_maximum(x, geometry)
-            selected, pull = jax.vjp(lambda tangent: select_taps(tangent, tap, geometry), tangent)
-            ours = tap_max_pool(x, geometry), first, selected, *pull(y)
-            return ours, (y, y, dy, *jax.vjp(lambda x: native_max_pool(x, geometry), x)[1](y))
+            selections = [jax.vjp(partial(select_taps, tap=tap, windows=geometry, hold=h), tangent) for h in (0, 1)]
+            ours = [tap_max_pool(x, geometry), first, *((selected, *pull(y)) for selected, pull in selections)]
+            gradient = jax.vjp(lambda x: native_max_pool(x, geometry), x)[1](y)
+            return jax.tree.leaves(ours), (y, y, *(dy, *gradient) * 2)
 
         ours, native = both(x, tangent)
         for a, b in zip(ours, native, strict=True):
@@ -127,6 +129,17 @@ def test_the_gradient_of_a_max_pool_scatters_on_tpus_only(platform, scatters):
     gradient = jax.jit(jax.grad(lambda x: (max_pool2d(x, 3, stride=2, padding=1) ** 2).sum()))
     exported = jax.export.export(gradient, platforms=[platform])(jax.ShapeDtypeStruct((2, 12, 13, 4), jnp.bfloat16))
     assert ('select_and_scatter' in exported.mlir_module()) == scatters
+
+
+@pytest.mark.parametrize(
+    ('platform', 'kernel', 'stride', 'copies'),
+    [('cuda', 3, 2, 2), ('cuda', 2, 2, 0), ('cuda', 3, 1, 0), ('cpu', 3, 2, 0)],
+)
+def test_gpus_hold_copies_where_windows_of_a_stride_meet(platform, kernel, stride, copies):
+    """Of the taps and the cotangent: the gradient then reads them without a question for each pixel."""
+    gradient = jax.jit(jax.grad(lambda x: (max_pool2d(x, kernel, stride=stride) ** 2).sum()))
+    exported = jax.export.export(gradient, platforms=[platform])(jax.ShapeDtypeStruct((2, 12, 13, 4), jnp.bfloat16))
+    assert exported.mlir_module().count('= stablehlo.optimization_barrier ') == copies
 
 
 @settings(max_examples=20, deadline=None)
