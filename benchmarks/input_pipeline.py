@@ -7,9 +7,9 @@
 The files are made up: 500x375 pixels and about 100 KB, much like ImageNet's, and larger ones. flaxzoo's side is what
 `python -m train` runs for configs/imagenet_resnet50.py with `folder:PATH`, up to the batch on the host, uint8
 (N, 224, 224, 3); its flip belongs to the compiled training step. torch's side is torchvision's recipe up to the same
-point, ImageFolder, RandomResizedCrop(224), RandomHorizontalFlip and PILToTensor: uint8 (N, 3, 224, 224). Without
-workers torch loads in the thread that asks, and flaxzoo in two threads beside it; with workers each has so many
-processes, and flaxzoo's have two threads each.
+point, ImageFolder, RandomResizedCrop(224), RandomHorizontalFlip and PILToTensor: uint8 (N, 3, 224, 224). Both are in a
+process that keeps its memory, as the training program does. Without workers torch loads in the thread that asks, and
+flaxzoo in two threads beside it; with workers each has so many processes, and flaxzoo's have two threads each.
 
 Prints images per second, medians with the range. The two take turns, A B A B; each run starts its workers anew and
 counts the batches that follow the first ones.
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import flaxzoo
 from benchmarks.timing import Timing, table
 from configs import imagenet_resnet50
 from train.data import open_dataset
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument('--runs', type=int, default=5)
     args = parser.parse_args()
 
+    flaxzoo.keep_memory()
     rows = []
     for width in args.widths:
         with tempfile.TemporaryDirectory() as directory:

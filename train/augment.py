@@ -4,6 +4,8 @@ Photographs differ in size, so what makes them equal (a random resized crop, or 
 they are loaded. Everything after that is done batch-wise inside the compiled step, on uint8.
 """
 
+import math
+import random
 from collections.abc import Sequence
 
 import jax
@@ -16,7 +18,7 @@ from train.data.jpeg import decode_first_rows
 from train.data.source import converted, whole
 
 RATIO = (3 / 4, 4 / 3)  # width / height of a random resized crop, as in Inception's training and torchvision
-LOG_RATIO = tuple(np.log(RATIO))
+LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, as Pillow's
 
@@ -32,7 +34,7 @@ def resize_and_crop(image: np.ndarray, size: int, resize: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def random_crop_box(height: int, width: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
+def random_crop_box(height: int, width: int, scale: tuple[float, float], rng: random.Random) -> Box:
     """A random part of an image at a random aspect ratio.
 
     As torchvision's RandomResizedCrop: the area is uniform in `scale` of the image's, the logarithm of the ratio
@@ -40,10 +42,10 @@ def random_crop_box(height: int, width: int, scale: tuple[float, float], rng: np
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
-        ratio = np.exp(rng.uniform(*LOG_RATIO))
+        ratio = math.exp(rng.uniform(*LOG_RATIO))
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
-            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            top, left = rng.randrange(height - h + 1), rng.randrange(width - w + 1)
             return left, top, left + w, top + h
     w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
     top, left = (height - h) // 2, (width - w) // 2
