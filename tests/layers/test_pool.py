@@ -177,6 +177,20 @@ def test_max_pool2d_in_forward_mode_and_to_second_order():
             np.testing.assert_allclose(jit(transform(ours))(x), jit(transform(native))(x), rtol=1e-12, atol=1e-13)
 
 
+def test_the_gradient_of_a_max_pool_is_padded_once():
+    """The taps and the cotangent: a pad for each of nine windows costs a branch a pixel each."""
+    x = jax.ShapeDtypeStruct((2, 8, 9, 3), jnp.float32)
+    geometry = _windows(x.shape, 3, 1, 1, False)
+    y, tap = jax.eval_shape(partial(first_maximum, windows=geometry), x)
+
+    def gradient(cotangent, tap):
+        return jax.linear_transpose(lambda x: select_taps(x, tap, geometry, False), x)(cotangent)
+
+    pads = [e for e in jax.make_jaxpr(gradient)(y, tap).eqns if e.primitive.name == 'pad']
+    wider = [e for e in pads if max(max(low, high) for low, high, _ in e.params['padding_config']) > 0]
+    assert len(wider) == 2
+
+
 @settings(max_examples=20, deadline=None)
 @given(windows(), st.booleans())
 def test_avg_pool2d(case, count_include_pad):
