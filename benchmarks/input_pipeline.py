@@ -5,11 +5,12 @@
     python -m benchmarks.input_pipeline --widths 2000          # of the photographs, 4 by 3
 
 The files are made up: 500x375 pixels and about 100 KB, much like ImageNet's, and larger ones. flaxzoo's side is what
-`python -m train` runs for configs/imagenet_resnet50.py with `folder:PATH`, up to the batch on the host, uint8
-(N, 224, 224, 3); its flip belongs to the compiled training step. torch's side is torchvision's recipe up to the same
-point, ImageFolder, RandomResizedCrop(224), RandomHorizontalFlip and PILToTensor: uint8 (N, 3, 224, 224). Both are in a
-process that keeps its memory, as the training program does. Without workers torch loads in the thread that asks, and
-flaxzoo in two threads beside it; with workers each has so many processes, and flaxzoo's have two threads each.
+`python -m train` runs for configs/imagenet_resnet50.py with `folder:PATH`, up to the batch on the host, uint8 (N, 224,
+224, 3); its flip belongs to the compiled training step. torch's side is torchvision's recipe up to the same point,
+ImageFolder, RandomResizedCrop(224), RandomHorizontalFlip and PILToTensor: uint8 (N, 3, 224, 224). The process keeps its
+memory, as the training program's does, and workers of either do not. Without workers torch loads in the thread that
+asks, and flaxzoo in two threads beside it; with workers each has so many processes, and flaxzoo's have two threads
+each.
 
 Prints images per second, medians with the range. The two take turns, A B A B; each run starts its workers anew and
 counts the batches that follow the first ones.

@@ -121,7 +121,7 @@ def _max_pool_jvp(windows: Windows, primals: tuple, tangents: tuple) -> tuple[ja
     def native(x, tangent):
         return jax.jvp(partial(native_max_pool, windows=windows), (x,), (tangent,))
 
-    # On a GPU the copies pay where several windows of a stride meet (`python -m benchmarks.levers` there).
+    # On a GPU the copies pay where strided windows overlap. With a stride of one they cost more than they save.
     overlap = any(size > stride > 1 for size, stride in zip(windows.kernel, windows.stride, strict=True))
     return lax.platform_dependent(x, tangent, cpu=selected, cuda=partial(selected, hold=overlap), default=native)
 

@@ -83,7 +83,8 @@ def test_the_lowerings_of_max_pool_are_equal(case):
         def both(x, tangent):
             y, dy = jax.jvp(lambda x: native_max_pool(x, geometry), (x,), (tangent,))
             first, tap = first_maximum(x, geometry)
-            selections = [jax.vjp(partial(select_taps, tap=tap, windows=geometry, hold=h), tangent) for h in (0, 1)]
+            select = partial(select_taps, tap=tap, windows=geometry)
+            selections = [jax.vjp(partial(select, hold=hold), tangent) for hold in (False, True)]
             ours = [tap_max_pool(x, geometry), first, *((selected, *pull(y)) for selected, pull in selections)]
             gradient = jax.vjp(lambda x: native_max_pool(x, geometry), x)[1](y)
             return jax.tree.leaves(ours), (y, y, *(dy, *gradient) * 2)
@@ -135,7 +136,7 @@ def test_the_gradient_of_a_max_pool_scatters_on_tpus_only(platform, scatters):
     ('platform', 'kernel', 'stride', 'copies'),
     [('cuda', 3, 2, 2), ('cuda', 2, 2, 0), ('cuda', 3, 1, 0), ('cpu', 3, 2, 0)],
 )
-def test_gpus_hold_copies_where_windows_of_a_stride_meet(platform, kernel, stride, copies):
+def test_gpus_hold_copies_where_strided_windows_overlap(platform, kernel, stride, copies):
     """Of the taps and the cotangent: the gradient then reads them without a question for each pixel."""
     gradient = jax.jit(jax.grad(lambda x: (max_pool2d(x, kernel, stride=stride) ** 2).sum()))
     exported = jax.export.export(gradient, platforms=[platform])(jax.ShapeDtypeStruct((2, 12, 13, 4), jnp.bfloat16))
