@@ -20,13 +20,14 @@ def remat(block: type[nn.Module], enabled: bool) -> type[nn.Module]:
 class ConvNormAct(nn.Module):
     """A convolution without bias `conv`, its normalisation `bn` and an activation: (N, H, W, C) -> (N, H', W', O).
 
-    Torchvision's and timm's `BasicConv2d` of the Inception families.
+    Torchvision's and timm's `BasicConv2d` of the Inception families. `average` is Conv2d's.
     """
 
     out_channels: int
     kernel_size: IntOrPair
     stride: IntOrPair = 1
     padding: IntOrPair = 0
+    average: Callable[[jax.Array], jax.Array] | None = None
     norm_layer: NormLayer = BatchNorm
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     kernel_init: Callable = torch_uniform
@@ -38,6 +39,7 @@ class ConvNormAct(nn.Module):
             self.kernel_size,
             stride=self.stride,
             padding=self.padding,
+            average=self.average,
             bias=False,
             kernel_init=self.kernel_init,
             name='conv',

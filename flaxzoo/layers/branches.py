@@ -51,10 +51,10 @@ class Branches(nn.Module):
         return x
 
 
-def same(out_channels: int, kernel_size: IntOrPair = 1) -> partial:
+def same(out_channels: int, kernel_size: IntOrPair = 1, average: Callable | None = None) -> partial:
     """A ConvNormAct that keeps the image's size; the kernel is odd."""
     height, width = pair(kernel_size, 'kernel_size')
-    return partial(ConvNormAct, out_channels, kernel_size, padding=(height // 2, width // 2))
+    return partial(ConvNormAct, out_channels, kernel_size, padding=(height // 2, width // 2), average=average)
 
 
 def valid(out_channels: int, kernel_size: IntOrPair, stride: IntOrPair = 1) -> partial:

@@ -45,6 +45,9 @@ class Conv2d(nn.Module):
     is slow at few channels: the same parameters and numbers. It takes no groups and no dilation. In half precision on
     NVIDIA GPUs convolutions over at most four channels are computed so without being told.
 
+    `average`, an average pool of stride 1, is applied to `x` first. A 1x1 convolution commutes with it, so that it is
+    applied to the convolution's result instead if that has fewer channels.
+
     Raises:
       TypeError: `x` holds integers (an image that was not normalised).
       ValueError: `x` is not of rank 4, is smaller than the kernel, or its channels do not fit the kernel or the groups.
@@ -58,6 +61,7 @@ class Conv2d(nn.Module):
     groups: int = 1
     bias: bool = True
     space_to_depth: bool = False
+    average: Callable[[jax.Array], jax.Array] | None = None
     kernel_init: Callable = torch_uniform
     bias_init: Callable | None = None  # None: torch's default, which depends on the fan-in
 
@@ -73,11 +77,16 @@ class Conv2d(nn.Module):
         kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
         geometry = Geometry(pair(self.stride, 'stride'), padding, dilation, self.groups)
         weights = kernel.astype(x.dtype)
+        late = kernel_size == (1, 1) and geometry == Geometry(groups=self.groups) and self.out_channels < x.shape[-1]
+        if self.average and not late:
+            x = self.average(x)
         y = (
             conv2d(*to_blocks(x, weights, geometry), Geometry())
             if self.space_to_depth
             else conv2d(x, weights, geometry)
         )
+        if self.average and late:
+            y = self.average(y)
         if self.bias:
             init = self.bias_init or torch_bias(shape[0] * shape[1] * shape[2])
             y = y + self.param('bias', init, (self.out_channels,), jnp.float32).astype(x.dtype)

@@ -23,10 +23,11 @@ from flaxzoo.layers.conv_native import (
     native_conv,
     native_kernel_gradient,
 )
+from flaxzoo.layers.dense import column_conv, cut, paired_conv, row_conv, sizes, wide_conv, wider_conv
 from flaxzoo.layers.kept import kept
 from flaxzoo.layers.products import product, transposed_product
 from flaxzoo.layers.taps import Pair, taps
-from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
+from flaxzoo.layers.winograd import TAPS, winograd_conv, winograd_kernel_gradient
 
 # Channels of one dense block when narrow groups are merged for the CPU: where gradients are computed too, and where two
 # columns are computed at once. `python -m benchmarks.grouped_conv --widths` has others.
@@ -45,9 +46,11 @@ MAX_INFERENCE_BLOCKS = 32
 # some shapes; sums along whole rows took about twice as long.
 ROWS_A_SUM = 4
 
-# Ratios C * O / (C + O) from which Winograd's algorithm is faster (`python -m benchmarks.levers '*winograd*'`); that of
-# 48 -> 48 channels, and for the kernel gradient, whose alternatives are slower, that of 32 -> 32.
+# Ratios C * O / (C + O) from which Winograd's algorithm is faster (`python -m benchmarks.levers '*winograd*'`): that of
+# 48 -> 48 channels; for strided convolutions, of which it saves less, that of 96 -> 96; and for the kernel gradient,
+# whose alternatives are slower, that of 32 -> 32.
 WINOGRAD_CHANNELS = 24
+WINOGRAD_STRIDED_CHANNELS = 48
 WINOGRAD_GRADIENT_CHANNELS = 16
 
 
@@ -95,10 +98,14 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.Shaped
         return depthwise_kernel_gradient(x, cotangent, like=like, geometry=geometry)
     if _is_grouped(like, geometry):
         return kernel_gradient_of(merged_conv, x, cotangent, like, geometry)
+    if max(like.shape[:2]) < 7 and _is_winograds(like, geometry, WINOGRAD_GRADIENT_CHANNELS):
+        return winograd_kernel_gradient(x, cotangent, geometry.padding, like.shape[:2])
     if _is_thin(like) or _is_row(like, geometry):
         return kernel_gradient_of(row_conv, x, cotangent, like, geometry)
-    if _is_winograds(like, geometry, WINOGRAD_GRADIENT_CHANNELS):
-        return winograd_kernel_gradient(x, cotangent, geometry.padding)
+    if _is_column(like, geometry):
+        return kernel_gradient_of(column_conv, x, cotangent, like, geometry)
+    if _has_winograds_phases(like, geometry):
+        return phase_kernel_gradient(x, cotangent, like=like, geometry=geometry)
     if _taps_are_faster(like.shape, cotangent.shape, geometry):
         return tap_kernel_gradient(x, cotangent, like=like, geometry=geometry)
     return native_kernel_gradient(x, cotangent, like=like, geometry=geometry)
@@ -110,76 +117,38 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> ja
 
 
 def plain_winograd_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """A 3x3 convolution of stride 1 by Winograd's products."""
+    """A dense convolution of stride 1 by Winograd's products."""
     return winograd_conv(x, kernel, geometry.padding)
 
 
-def wide_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """A dense convolution of stride 1 with padding added until the result is wider than the image, then cut off."""
-    return _cut(wider_conv(x, kernel, geometry=geometry), x, kernel, geometry)
+def phase_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    """A dense, undilated convolution as a sum of convolutions of stride 1, one for each phase of the stride."""
+    results = sizes(x, kernel, geometry)
+    phases = _phases(x, kernel.shape, results, geometry)
+    return sum(conv(pixels, kernel[phase], geometry=Geometry()) for phase, pixels in phases)
 
 
-def wider_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """`wide_conv` with the rows or columns that are to be cut off. YNNPACK cannot compute such a one."""
-    reach = [d * (k - 1) - 2 * p for d, k, p in zip(geometry.dilation, kernel.shape, geometry.padding, strict=False)]
-    more = [max(0, r + 1) for r in reach]
-    axis = int(more[1] / x.shape[2] < more[0] / x.shape[1])  # of the two the one with less to add
-    more[1 - axis] = 0
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=[(p, p + m) for p, m in zip(geometry.padding, more, strict=True)],
-        rhs_dilation=geometry.dilation,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+def phase_kernel_gradient(
+    x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
+) -> jax.Array:
+    """The kernel gradient of a dense, undilated convolution, by the phases of `phase_conv`."""
+    total = jnp.zeros(like.shape, like.dtype)
+    for phase, pixels in _phases(x, like.shape, cotangent.shape[1:3], geometry):
+        gradient = kernel_gradient(pixels, cotangent, like=jax.typeof(total[phase]), geometry=Geometry())
+        total = total.at[phase].set(gradient)
+    return total
 
 
-def paired_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """A dense convolution, undilated across, as one with twice the stride across and two columns' results as channels.
-
-    The last column is to be cut off if there is one too many. For a convolution of few channels XLA's Eigen spends
-    most of its time on copying what a window meets, of which two windows side by side share the greater part.
-    """
-    width, outputs = kernel.shape[1], kernel.shape[3]
-    (down, right), (above, beside), (dilation, _), _ = geometry
-    both = [jnp.pad(kernel, ((0, 0), (first, right - first), (0, 0), (0, 0))) for first in (0, right)]
-    pairs = -(-_sizes(x, kernel, geometry)[1] // 2)
-    y = lax.conv_general_dilated(
-        x,
-        jnp.concatenate(both, -1),
-        window_strides=(down, 2 * right),
-        padding=[(above, above), (beside, 2 * right * (pairs - 1) + width + right - beside - x.shape[2])],
-        rhs_dilation=(dilation, 1),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-    return y.reshape(*y.shape[:2], 2 * pairs, outputs)
-
-
-def row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """A dense convolution as a one-dimensional one over rows, whose channels are the channels of all rows it meets."""
-    height, width, inputs, outputs = kernel.shape
-    (down, right), (above, beside), (dilation, across), _ = geometry
-    met = taps(x, (height, 1), (down, 1), ((above, above), (0, 0)), (dilation, 1))
-    # A sum of what does not overlap: XLA and LLVM make better code of it than of a concatenation. The kernel gradient
-    # transposes the rows, from memory and not from what they are joined of.
-    places = [(inputs * row, inputs * (height - 1 - row)) for row in range(height)]
-    rows = kept(sum(jnp.pad(row, ((0, 0), (0, 0), (0, 0), place)) for row, place in zip(met, places, strict=True)))
-    y = lax.conv_general_dilated(
-        rows.reshape(-1, *rows.shape[2:]),
-        kernel.transpose(1, 0, 2, 3).reshape(width, height * inputs, outputs),
-        window_strides=(right,),
-        padding=[(beside, beside)],
-        rhs_dilation=(across,),
-        dimension_numbers=('NWC', 'WIO', 'NWC'),
-    )
-    return y.reshape(*rows.shape[:2], *y.shape[1:])
-
-
-def column_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """A dense convolution whose kernel is a column, as that of a row with the image on its side."""
-    turned = Geometry(*(pair[::-1] for pair in geometry[:3]))
-    return row_conv(x.swapaxes(1, 2), kernel.swapaxes(0, 1), geometry=turned).swapaxes(1, 2)
+def _phases(
+    x: jax.Array, kernel_shape: tuple[int, ...], results: Pair, geometry: Geometry
+) -> list[tuple[tuple[slice, slice], jax.Array]]:
+    """For each phase of the stride, which the kernel is not smaller than, its taps and the padded pixels they meet."""
+    axes = zip(geometry.padding, results, geometry.stride, kernel_shape, x.shape[1:3], strict=False)
+    pads = [(low, (count - 1) * stride + length - low - size, 0) for low, count, stride, length, size in axes]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+    down, right = geometry.stride
+    phases = [(slice(row, None, down), slice(column, None, right)) for row in range(down) for column in range(right)]
+    return [(phase, x[:, *phase]) for phase in phases]
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
@@ -234,7 +203,7 @@ def merged_conv(
     dense = dense.reshape(blocks, height, width, merge * inputs, merge * outputs // groups)
     dense_geometry = geometry._replace(groups=1)
     parts = [block(kept(part), dense[b], geometry=dense_geometry) for b, part in enumerate(jnp.split(x, blocks, -1))]
-    return _cut(jnp.concatenate(parts, -1), x, kernel, geometry)
+    return cut(jnp.concatenate(parts, -1), x, kernel, geometry)
 
 
 # For inference.
@@ -263,17 +232,17 @@ def _phase_gradient(
 ) -> jax.Array:
     """The gradient of the pixels `phase + i * stride`: (N, ceil(H / stride), ceil(W / stride), C)."""
     axes = zip(phase, *geometry[:3], kernel.shape, like.shape[1:3], cotangent.shape[1:3], strict=False)
-    meeting, pads, sizes = [], [], []
+    meeting, pads, counts = [], [], []
     for first, stride, padding, dilation, length, size, outputs in axes:
         begin, tap = divmod(first + padding, stride)  # these pixels meet the taps tap, tap + stride, ...
         count = len(range(tap, length, stride))
         reach, pixels = dilation * (count - 1), -(-size // stride)
         meeting.append(slice(tap, length, stride))
         pads.append((reach - begin, pixels + begin - outputs))
-        sizes.append(pixels)
+        counts.append(pixels)
     kernel = kernel[tuple(meeting)]
     if not kernel.size:
-        return jnp.zeros((len(cotangent), *sizes, like.shape[3]), cotangent.dtype)
+        return jnp.zeros((len(cotangent), *counts, like.shape[3]), cotangent.dtype)
     geometry = Geometry(dilation=geometry.dilation, groups=geometry.groups)
     if all(low == high >= 0 for low, high in pads):
         geometry = geometry._replace(padding=tuple(low for low, _ in pads))
@@ -302,9 +271,11 @@ def _forward(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
         return native_conv
     if _is_winograds(kernel, geometry, WINOGRAD_CHANNELS):
         return plain_winograd_conv
+    if _has_winograds_phases(kernel, geometry):
+        return phase_conv
     if geometry.stride != (1, 1) or _is_thin(kernel) or _is_row(kernel, geometry):
         return row_conv
-    return column_conv if kernel.shape[1] == 1 else wide_conv
+    return column_conv if _is_column(kernel, geometry) else wide_conv
 
 
 def _merged(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry):
@@ -346,24 +317,36 @@ def _is_row(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> boo
     return kernel.dtype == jnp.float32 and kernel.shape[0] == 1 < kernel.shape[1] and geometry.stride == (1, 1)
 
 
+def _is_column(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
+    """Whether its kernel is a column of several taps, and so a row's with the image on its side."""
+    return kernel.dtype == jnp.float32 and kernel.shape[0] > 1 == kernel.shape[1] and geometry.stride == (1, 1)
+
+
 def _is_winograds(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry, channels: int) -> bool:
     """Whether Winograd's algorithm can do it, with channels enough to outweigh the sums of its transforms.
 
     The arithmetic saved goes with C * O, the additional memory written with C + O; `channels` bounds their ratio.
     """
-    height, width, inputs, outputs = kernel.shape
-    plain = (height, width) == (3, 3) and geometry == Geometry(padding=geometry.padding)
+    *taps, inputs, outputs = kernel.shape
+    plain = TAPS.keys() >= set(taps) and max(taps) > 1 and geometry == Geometry(padding=geometry.padding)
     return plain and kernel.dtype == jnp.float32 and inputs * outputs >= channels * (inputs + outputs)
 
 
+def _has_winograds_phases(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry) -> bool:
+    """Whether it is strided and Winograd's algorithm pays for its phases; measured for 3x3 kernels of stride 2."""
+    unstrided = geometry._replace(stride=(1, 1))
+    strided = kernel.shape[:2] == (3, 3) and geometry.stride == (2, 2)
+    return strided and _is_winograds(kernel, unstrided, WINOGRAD_STRIDED_CHANNELS)
+
+
 def _taps_are_faster(kernel_shape: tuple[int, ...], cotangent_shape: tuple[int, ...], geometry: Geometry) -> bool:
-    """As `benchmarks.levers` shows: up to 3 times for columns of taps and over large images.
+    """As `benchmarks.levers` shows: up to 6 times over large images.
 
     No gain over 14x14 unless strided, a loss for the many taps of 5x5 and 7x7.
     """
     height, width = kernel_shape[:2]
-    if width == 1:
-        return height > 1 or geometry.padding == (0, 0)
+    if height == width == 1:
+        return geometry.padding == (0, 0)
     large = cotangent_shape[1] * cotangent_shape[2] >= 200
     return height * width <= 9 and (large or geometry.stride != (1, 1))
 
@@ -378,18 +361,3 @@ def _groups_a_block(kernel: jax.Array | jax.core.ShapedArray, geometry: Geometry
     groups, inputs = geometry.groups, kernel.shape[2]
     divisors = [m for m in range(1, groups + 1) if groups % m == 0]
     return next((m for m in divisors if m * inputs >= channels and groups // m <= limit), groups)
-
-
-def _sizes(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> list[int]:
-    """Height and width of the convolution's result."""
-    axes = zip(x.shape[1:3], kernel.shape[:2], *geometry[:3], strict=True)
-    return [
-        (size + 2 * padding - dilation * (length - 1) - 1) // stride + 1
-        for size, length, stride, padding, dilation in axes
-    ]
-
-
-def _cut(y: jax.Array, x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """`y` without the rows and columns that are not the convolution's."""
-    height, width = _sizes(x, kernel, geometry)
-    return y[:, :height, :width]

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxzoo.layers.kept import kept
+
 
 def product(x: jax.Array, matrix: jax.Array, transpose: bool = False) -> jax.Array:
     """`x: (N, ..., C)` times `matrix: (C, O)`, or times the transpose of `matrix: (O, C)`: (N, ..., O).
@@ -30,7 +32,10 @@ def transposed_product(x: jax.Array, y: jax.Array) -> jax.Array:
     # The first factor gets transposed in memory, so it is the narrower one.
     if rows.shape[2] <= columns.shape[2]:
         return _total(jnp.einsum('npc,npo->nco', rows, columns))
-    return _total(jnp.einsum('npo,npc->noc', columns, rows)).T
+    total = _total(jnp.einsum('npo,npc->noc', columns, rows))
+    # XLA would make one product of the product and its transpose, and transpose the wider one. That is right if the
+    # result is larger than the difference.
+    return (kept(total) if total.size < x.size - y.size else total).T
 
 
 def _in_parts(x: jax.Array, others: int) -> jax.Array:

@@ -1,59 +1,145 @@
-"""Winograd's convolution F(2x2, 3x3): 16 products for four pixels where the plain sum takes 36.
+"""Winograd's convolution F(2, 3): 4 products for two pixels where the plain sum over three taps takes 6.
 
-The image is cut in tiles of 4x4 pixels that overlap by two. In the transformed space a tile is convolved by 16 products
-of matrices, each of a quarter of the pixels. All constants are 0, 1 and 1/2, so its float32 rounding is that of
-the plain convolution. Paper: https://arxiv.org/abs/1509.09308.
+An axis of the image is cut in tiles of four pixels that overlap by two, and a tile and the taps that meet it are
+transformed, to four points each. There a convolution is one product a point. Along both axes that makes 16 products for
+four pixels, where a 3x3 kernel's plain sum takes 36.
+
+More than three taps meet the next tiles too, whose products are added: 7 products in place of 10 for five taps, 10 in
+place of 14 for seven. Two taps take 3 in place of 4. An axis of one tap is left alone. All constants are 0, 1 and 1/2,
+so the float32 rounding is that of the plain convolution. Paper: https://arxiv.org/abs/1509.09308.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxzoo.layers.conv_native import Geometry
+from flaxzoo.layers.dense import row_conv, wide_conv
 from flaxzoo.layers.products import product, transposed_product
 from flaxzoo.layers.taps import Pair
 
+# A list for each point of the rows, with an array for each point of the columns.
 Grid = list[list[jax.Array]]
+
+# By the number of taps of an axis: those that meet the three places of a tile, those that meet the next tile, ...
+# Places without a tap save products, because the first and the last point see only the first and the last place.
+TAPS = {
+    1: ((0,),),
+    2: ((0, 1, None),),
+    3: ((0, 1, 2),),
+    5: ((0, 1, 2), (None, 3, 4)),
+    7: ((0, 1, 2), (None, 3, None), (4, 5, 6)),
+}
 
 
 def winograd_conv(x: jax.Array, kernel: jax.Array, padding: Pair, transpose: bool = False) -> jax.Array:
-    """The 3x3 convolution of stride 1 of `x: (N, H, W, C)` with `kernel: (3, 3, C, O)`.
+    """The convolution of stride 1 of `x: (N, H, W, C)` with `kernel: (kh, kw, C, O)`, whose axes are among `TAPS`.
 
-    With `transpose` the kernel is (3, 3, O, C).
+    With `transpose` the kernel is (kh, kw, O, C).
     """
-    height, width = (size + 2 * pad - 2 for size, pad in zip(x.shape[1:3], padding, strict=True))
-    weights = _both_ways(_kernel, [[kernel[i, j] for j in range(3)] for i in range(3)])
-    pairs = zip(_flat(_image_tiles(x, padding)), _flat(weights), strict=True)
-    products = [product(pixels, weight, transpose) for pixels, weight in pairs]
-    quarters = _both_ways(_result, [products[i : i + 4] for i in range(0, 16, 4)])
-    y = jnp.stack([jnp.stack(row, 3) for row in quarters], 2)  # (N, rows, 2, columns, 2, O)
-    y = y.reshape(len(x), 2 * y.shape[1], 2 * y.shape[3], -1)
-    return y[:, :height, :width]
+    taps = kernel.shape[:2]
+    if taps[0] > taps[1] == 1:  # a column: with the image on its side the products are one-dimensional convolutions
+        return winograd_conv(x.swapaxes(1, 2), kernel.swapaxes(0, 1), padding[::-1], transpose).swapaxes(1, 2)
+    sizes = tuple(size + 2 * pad - n + 1 for size, pad, n in zip(x.shape[1:3], padding, taps, strict=True))
+    height, width = _tiles(sizes, taps)
+
+    def conv(pixels, weights, met):
+        down, across = met
+        pixels = pixels[:, : height + down[-1], : width + across[-1]]
+        if weights.shape[:2] == (1, 1):
+            return product(pixels, weights[0, 0], transpose)
+        dilation = tuple(tiles[1] if len(tiles) > 1 else 1 for tiles in met)
+        lowering = row_conv if len(down) == 1 else wide_conv
+        weights = weights.swapaxes(2, 3) if transpose else weights
+        return lowering(pixels, weights, geometry=Geometry(dilation=dilation))
+
+    products = jax.tree.map(conv, _image_points(x, padding, taps), _kernel_points(kernel), _tiles_met(taps))
+    return _image_of(products, sizes, taps)
 
 
-def winograd_kernel_gradient(x: jax.Array, cotangent: jax.Array, padding: Pair) -> jax.Array:
-    """Its gradient with respect to the kernel, (3, 3, C, O), for `cotangent: (N, H', W', O)`."""
-    y = _pad(cotangent, *((0, size % 2) for size in cotangent.shape[1:3]))
-    tiles = _both_ways(_cotangent, [[y[:, i::2, j::2] for j in range(2)] for i in range(2)])
-    pairs = zip(_flat(_image_tiles(x, padding)), _flat(tiles), strict=True)
-    products = [transposed_product(pixels, tile) for pixels, tile in pairs]
-    taps = _both_ways(_kernel_cotangent, [products[i : i + 4] for i in range(0, 16, 4)])
-    return jnp.stack([jnp.stack(row) for row in taps])
+def winograd_kernel_gradient(x: jax.Array, cotangent: jax.Array, padding: Pair, taps: Pair) -> jax.Array:
+    """Its gradient with respect to the kernel, (*taps, C, O), for `cotangent: (N, H', W', O)`."""
+    sizes, met = cotangent.shape[1:3], _tiles_met(taps)
+    height, width = _tiles(sizes, taps)
+    like = jax.ShapeDtypeStruct((len(x), height, width, cotangent.shape[3]), cotangent.dtype)
+    to_image = partial(_image_of, sizes=sizes, taps=taps)
+    (cotangents,) = jax.linear_transpose(to_image, [[like for _ in row] for row in met])(cotangent)
+
+    def gradient(pixels, cotangent, met):
+        down, across = met
+        products = [
+            [transposed_product(pixels[:, i : i + height, j : j + width], cotangent) for j in across] for i in down
+        ]
+        return jnp.stack([jnp.stack(row) for row in products])
+
+    gradients = jax.tree.map(gradient, _image_points(x, padding, taps), cotangents, met)
+    kernel = jax.ShapeDtypeStruct((*taps, x.shape[3], cotangent.shape[3]), x.dtype)
+    return jax.linear_transpose(_kernel_points, kernel)(gradients)[0]
 
 
-def _image_tiles(x: jax.Array, padding: Pair) -> Grid:
-    """The transformed tiles: 4x4 arrays (N, rows, columns, C), one for each place in the tile."""
-    outputs = [size + 2 * pad - 2 for size, pad in zip(x.shape[1:3], padding, strict=True)]
-    x = _pad(x, *((pad, pad + size % 2) for pad, size in zip(padding, outputs, strict=True)))
-    rows, columns = (
-        [slice(i, i + size + size % 2 - 1, 2) for i in range(4)] for size in outputs
-    )  # of the pixels at place i in all tiles
-    return _both_ways(_image, [[x[:, row, column] for column in columns] for row in rows])
+def _tiles(sizes: Pair, taps: Pair) -> list[int]:
+    """How many tiles an axis of the result has: one for two pixels, or a pixel each if it has one tap."""
+    return [size if n == 1 else -(-size // 2) for size, n in zip(sizes, taps, strict=True)]
+
+
+def _tiles_met(taps: Pair) -> list[list[tuple[list[int], list[int]]]]:
+    """For each point, which tiles have a product there: how far down and how far across."""
+    rows, columns = ([_tiles_at(n, point) for point in range(_points(n))] for n in taps)
+    return [[(down, across) for across in columns] for down in rows]
+
+
+def _tiles_at(taps: int, point: int) -> list[int]:
+    seen = {0: 0, 3: 2}.get(point, 1)  # the place that holds a tap if the point has a product; only inner points see 1
+    return [tile for tile, places in enumerate(TAPS[taps]) if places[min(seen, len(places) - 1)] is not None]
+
+
+def _points(taps: int) -> int:
+    return {1: 1, 2: 3}.get(taps, 4)
+
+
+def _image_points(x: jax.Array, padding: Pair, taps: Pair) -> Grid:
+    """The transformed tiles, (N, rows, columns, C) at each point."""
+    pads, places = [], []
+    for size, pad, n in zip(x.shape[1:3], padding, taps, strict=True):
+        if n == 1:
+            pads.append((pad, pad, 0))
+            places.append([slice(None)])
+        else:
+            span = 2 * (-(-(size + 2 * pad - n + 1) // 2) + len(TAPS[n]) - 1)
+            pads.append((pad, span + 2 - pad - size, 0))
+            places.append([slice(i, i + span - 1, 2) for i in range(_points(n))])
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+    return _both_ways(_image, [[x[:, row, column] for column in places[1]] for row in places[0]], taps)
+
+
+def _kernel_points(kernel: jax.Array) -> Grid:
+    """The transformed taps at each point: those of all tiles with a product there, (tiles down, across, C, O)."""
+    return [_points_along(1, row) for row in _points_along(0, kernel)]
+
+
+def _points_along(axis: int, kernel: jax.Array) -> list[jax.Array]:
+    n = kernel.shape[axis]
+    taps = jnp.split(kernel, n, axis)
+    if n == 1:
+        return taps
+    tiles = [_kernel([0 if tap is None else taps[tap] for tap in places]) for places in TAPS[n]]
+    met = [_tiles_at(n, point) for point in range(_points(n))]
+    return [jnp.concatenate([tiles[tile][point] for tile in at], axis) for point, at in enumerate(met)]
+
+
+def _image_of(points: Grid, sizes: Pair, taps: Pair) -> jax.Array:
+    """The result of a convolution, (N, *sizes, O), from its products at all points."""
+    pixels = _both_ways(_result, points, taps)
+    y = jnp.stack([jnp.stack(row, 3) for row in pixels], 2)  # (N, rows, 2, columns, 2, O), or 1 for 2
+    y = y.reshape(len(y), y.shape[1] * y.shape[2], y.shape[3] * y.shape[4], -1)
+    return y[:, : sizes[0], : sizes[1]]
 
 
 def _image(d: list) -> list:
-    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], *(d[1] - last for last in d[3:])]
 
 
 def _kernel(g: list) -> list:
@@ -62,29 +148,11 @@ def _kernel(g: list) -> list:
 
 
 def _result(m: list) -> list:
-    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+    return [m[0] + m[1] + m[2], sum((-last for last in m[3:]), m[1] - m[2])]
 
 
-def _cotangent(y: list) -> list:
-    """The transpose of `_result`."""
-    return [y[0], y[0] + y[1], y[0] - y[1], -y[1]]
-
-
-def _kernel_cotangent(m: list) -> list:
-    """The transpose of `_kernel`."""
-    half = (m[1] + m[2]) / 2
-    return [m[0] + half, (m[1] - m[2]) / 2, half + m[3]]
-
-
-def _both_ways(transform: Callable[[list], list], grid: Grid) -> Grid:
-    """A transform of the rows of a grid of arrays, then of its columns."""
-    columns = zip(*map(transform, grid), strict=True)
-    return [list(row) for row in zip(*(transform(list(column)) for column in columns), strict=True)]
-
-
-def _flat(grid: Grid) -> list[jax.Array]:
-    return [array for row in grid for array in row]
-
-
-def _pad(x: jax.Array, rows: Pair, columns: Pair) -> jax.Array:
-    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)))
+def _both_ways(transform: Callable[[list], list], grid: Grid, taps: Pair) -> Grid:
+    """A transform of the columns of a grid, then of its rows, along the axes of more than one tap."""
+    down, across = (transform if n > 1 else lambda points: points for n in taps)
+    columns = zip(*map(across, grid), strict=True)
+    return [list(row) for row in zip(*(down(list(column)) for column in columns), strict=True)]

@@ -37,6 +37,7 @@ WIDTHS = {
 }
 
 pool = partial(max_pool2d, kernel_size=3, stride=2, ceil_mode=True)
+smooth = partial(avg_pool2d, kernel_size=3, stride=1, padding=1)
 
 
 class BNInception(nn.Module):
@@ -67,11 +68,9 @@ class BNInception(nn.Module):
             x = remat(partial(BNInception._inception, block=block), self.remat)(self, x, train)
         return Linear(self.num_classes, name='last_linear')(global_avg_pool2d(x))
 
-    def _conv(
-        self, x: jax.Array, train: bool, channels: int, kernel_size: int, name: str, stride: int = 1
-    ) -> jax.Array:
+    def _conv(self, x: jax.Array, train: bool, channels: int, kernel_size: int, name: str, **fields) -> jax.Array:
         # The bias does nothing before the norm; the released weights have it.
-        x = Conv2d(channels, kernel_size, stride=stride, padding=kernel_size // 2, name=name)(x)
+        x = Conv2d(channels, kernel_size, padding=kernel_size // 2, name=name, **fields)(x)
         return nn.relu(self.norm_layer(name=f'{name}_bn')(x, train))
 
     def _inception(self, x: jax.Array, train: bool, block: str) -> jax.Array:
@@ -96,9 +95,9 @@ class BNInception(nn.Module):
             return jnp.concatenate([branch2, branch3, pool(x)], -1)
 
         branch1 = conv(x, channels=ch1x1, kernel_size=1, name=f'{name}_1x1')
+        project = partial(conv, channels=pool_proj, kernel_size=1, name=f'{name}_pool_proj')
         # Averages everywhere but in the last block.
-        branch4 = (max_pool2d if block == '5b' else avg_pool2d)(x, 3, stride=1, padding=1)
-        branch4 = conv(branch4, channels=pool_proj, kernel_size=1, name=f'{name}_pool_proj')
+        branch4 = project(max_pool2d(x, 3, stride=1, padding=1)) if block == '5b' else project(x, average=smooth)
         return jnp.concatenate([branch1, branch2, branch3, branch4], -1)
 
 

@@ -60,7 +60,7 @@ MIXED_5B = {
     'branch0': (same(96),),
     'branch1': (same(48), same(64, 5)),
     'branch2': (same(64), same(96, 3), same(96, 3)),
-    'branch3': (avg_pool, same(64)),
+    'branch3.1': (same(64, average=avg_pool),),
 }
 
 

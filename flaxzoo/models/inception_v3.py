@@ -44,7 +44,7 @@ class InceptionOutputs(NamedTuple):
 
 
 class InceptionBlock(nn.Module):
-    """What every block is told: `conv(channels, kernel_size, stride=, padding=, name=)` builds a ConvNormAct."""
+    """What every block is told: `conv` builds a ConvNormAct of those arguments and a name."""
 
     conv: Callable[..., nn.Module]
 
@@ -62,7 +62,7 @@ class InceptionA(InceptionBlock):
         branch3x3dbl = self.conv(64, 1, name='branch3x3dbl_1')(x, train)
         branch3x3dbl = self.conv(96, 3, padding=1, name='branch3x3dbl_2')(branch3x3dbl, train)
         branch3x3dbl = self.conv(96, 3, padding=1, name='branch3x3dbl_3')(branch3x3dbl, train)
-        branch_pool = self.conv(self.pool_features, 1, name='branch_pool')(smooth(x), train)
+        branch_pool = self.conv(self.pool_features, 1, average=smooth, name='branch_pool')(x, train)
         return jnp.concatenate([branch1x1, branch5x5, branch3x3dbl, branch_pool], -1)
 
 
@@ -97,7 +97,7 @@ class InceptionC(InceptionBlock):
         branch7x7dbl = row(width, name='branch7x7dbl_3')(branch7x7dbl, train)
         branch7x7dbl = column(width, name='branch7x7dbl_4')(branch7x7dbl, train)
         branch7x7dbl = row(192, name='branch7x7dbl_5')(branch7x7dbl, train)
-        branch_pool = self.conv(192, 1, name='branch_pool')(smooth(x), train)
+        branch_pool = self.conv(192, 1, average=smooth, name='branch_pool')(x, train)
         return jnp.concatenate([branch1x1, branch7x7, branch7x7dbl, branch_pool], -1)
 
 
@@ -134,7 +134,7 @@ class InceptionE(InceptionBlock):
             row(384, name='branch3x3dbl_3a')(branch3x3dbl, train),
             column(384, name='branch3x3dbl_3b')(branch3x3dbl, train),
         ]
-        branch_pool = self.conv(192, 1, name='branch_pool')(smooth(x), train)
+        branch_pool = self.conv(192, 1, average=smooth, name='branch_pool')(x, train)
         return jnp.concatenate([branch1x1, *branch3x3, *branch3x3dbl, branch_pool], -1)
 
 

@@ -51,13 +51,13 @@ INCEPTION_A = {
     'branch0': (same(96),),
     'branch1': (same(64), same(96, 3)),
     'branch2': (same(64), same(96, 3), same(96, 3)),
-    'branch3': (avg_pool, same(96)),
+    'branch3.1': (same(96, average=avg_pool),),
 }
 INCEPTION_B = {
     'branch0': (same(384),),
     'branch1': (same(192), same(224, (1, 7)), same(256, (7, 1))),
     'branch2': (same(192), same(192, (7, 1)), same(224, (1, 7)), same(224, (7, 1)), same(256, (1, 7))),
-    'branch3': (avg_pool, same(128)),
+    'branch3.1': (same(128, average=avg_pool),),
 }
 REDUCTION_B = {
     'branch0': (same(192), valid(192, 3, stride=2)),
@@ -86,7 +86,7 @@ class InceptionC(nn.Module):
             conv(one, 'branch1_1b', 256, (3, 1)),
             conv(two, 'branch2_3a', 256, (1, 3)),
             conv(two, 'branch2_3b', 256, (3, 1)),
-            conv(avg_pool(x), 'branch3.1', 256),
+            conv(x, 'branch3.1', 256, 1, avg_pool),
         )
         return jnp.concatenate(branches, axis=-1)
 

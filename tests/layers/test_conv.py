@@ -1,12 +1,15 @@
 """Convolution and linear layers against torch."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from flaxzoo.layers import Conv2d, Linear
+from flaxzoo.layers import Conv2d, Linear, avg_pool2d
 from tests.layers.convolutions import arrays, assert_equal, relative
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -63,6 +66,46 @@ def test_space_to_depth_is_exact(size, kernel, fields):
         return value, pull(jnp.cos(value))
 
     assert_equal(value_and_gradients(blocks), value_and_gradients(layer))
+
+
+SMOOTH = {
+    'all counted': partial(avg_pool2d, kernel_size=3, stride=1, padding=1),
+    'inside counted': partial(avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False),
+}
+
+
+@pytest.mark.parametrize('average', SMOOTH)
+@pytest.mark.parametrize(
+    ('outputs', 'kernel', 'fields'),
+    [
+        (5, 1, {}),  # after the convolution
+        (9, 1, {}),  # before it, as all others
+        (5, 1, {'padding': 1}),
+        (5, 1, {'stride': 2}),
+        (5, 3, {'padding': 1}),
+        (4, 1, {'groups': 2}),
+    ],
+)
+def test_an_average_before_a_convolution(outputs, kernel, fields, average):
+    (x,) = arrays((2, 7, 10, 8))
+    plain, averaged = (Conv2d(outputs, kernel, average=pool, **fields) for pool in (None, SMOOTH[average]))
+    params = jax.tree.map(lambda a: a.astype(x.dtype), plain.init(jax.random.key(0), x))
+    assert jax.tree.map(jnp.shape, averaged.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, params)
+
+    def value_and_gradients(conv):
+        value, pull = jax.vjp(conv, params, x)
+        return value, pull(jnp.cos(value))
+
+    separate = value_and_gradients(lambda params, x: plain.apply(params, SMOOTH[average](x)))
+    assert_equal(value_and_gradients(averaged.apply), separate)
+
+
+@pytest.mark.parametrize(('outputs', 'channels'), [(5, 5), (9, 8)])
+def test_the_average_is_taken_of_fewer_channels(outputs, channels):
+    layer, x = Conv2d(outputs, 1, average=SMOOTH['all counted']), jnp.zeros((1, 7, 10, 8))
+    program = str(jax.make_jaxpr(layer.apply)(layer.init(jax.random.key(0), x), x))
+    widths = {int(width) for width in re.findall(r'f\d+\[1,7,10,(\d+)\] = reduce_window_sum', program)}
+    assert widths == {channels}
 
 
 def test_linear_is_torchs():

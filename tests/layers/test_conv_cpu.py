@@ -1,30 +1,30 @@
 """Every lowering of the convolution for the CPU against XLA's own."""
 
+import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flaxzoo.layers import conv_cpu
 from flaxzoo.layers.conv_cpu import (
-    column_conv,
     depthwise_conv,
     depthwise_kernel_gradient,
     merged_conv,
-    paired_conv,
+    phase_conv,
     phase_input_gradient,
+    phase_kernel_gradient,
     pointwise_conv,
-    row_conv,
     tap_kernel_gradient,
-    wide_conv,
-    wider_conv,
 )
 from flaxzoo.layers.conv_native import Geometry, native_conv, native_input_gradient, native_kernel_gradient
 from flaxzoo.layers.conv_primitive import conv2d
-from flaxzoo.layers.products import product
+from flaxzoo.layers.dense import column_conv, paired_conv, row_conv, wide_conv, wider_conv
+from flaxzoo.layers.products import product, transposed_product
 from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
 from tests.compiling import jit
 from tests.layers.convolutions import arrays, assert_equal, assert_equal_with_gradients, convolutions, relative
@@ -134,23 +134,45 @@ def test_column_conv(case):
     assert_equal_with_gradients(partial(column_conv, geometry=case[2]), *case)
 
 
-@settings(max_examples=10, deadline=None)
-@given(convolutions(groups=1, kernel=(3, 3), stride=(1, 1), dilation=(1, 1)))
-def test_winograd_conv(case):
+@pytest.mark.parametrize('taps', [(3, 3), (2, 1), (2, 2), (1, 5), (5, 3), (7, 1), (5, 7)])
+@settings(max_examples=5, deadline=None)
+@given(st.data())
+def test_winograd_conv(taps, data):
+    case = data.draw(convolutions(groups=1, kernel=taps, stride=(1, 1), dilation=(1, 1)))
     assert_equal_with_gradients(partial(winograd_conv, padding=case[2].padding), *case)
 
 
-@settings(max_examples=10, deadline=None)
-@given(convolutions(groups=1, kernel=(3, 3), stride=(1, 1), dilation=(1, 1)))
-def test_winograd_gradients(case):
-    x_shape, kernel_shape, geometry = case
+@pytest.mark.parametrize('taps', [(3, 3), (2, 1), (2, 2), (1, 5), (5, 3), (7, 1), (5, 7)])
+@settings(max_examples=5, deadline=None)
+@given(st.data())
+def test_winograd_gradients(taps, data):
+    x_shape, kernel_shape, geometry = data.draw(convolutions(groups=1, kernel=taps, stride=(1, 1), dilation=(1, 1)))
+    assume(all(p < n for p, n in zip(geometry.padding, taps, strict=True)))
     y_shape = jax.eval_shape(partial(native_conv, geometry=geometry), *arrays(x_shape, kernel_shape)).shape
     x, kernel, cotangent = arrays(x_shape, kernel_shape, y_shape)
-    ours = winograd_kernel_gradient(x, cotangent, geometry.padding)
+    ours = winograd_kernel_gradient(x, cotangent, geometry.padding, taps)
     assert_equal(ours, native_kernel_gradient(x, cotangent, like=jax.typeof(kernel), geometry=geometry))
     # The gradient of x is the convolution with the flipped kernel, whose channels change places.
-    ours = winograd_conv(cotangent, kernel[::-1, ::-1], tuple(2 - p for p in geometry.padding), transpose=True)
+    padding = tuple(n - 1 - p for p, n in zip(geometry.padding, taps, strict=True))
+    ours = winograd_conv(cotangent, kernel[::-1, ::-1], padding, transpose=True)
     assert_equal(ours, native_input_gradient(cotangent, kernel, like=jax.typeof(x), geometry=geometry))
+
+
+@pytest.mark.parametrize(
+    ('taps', 'products'), [((3, 3), 16), ((1, 2), 3), ((2, 2), 9), ((1, 7), 10), ((7, 1), 10), ((5, 5), 49)]
+)
+def test_winograds_products_are_few(taps, products):
+    """Of matrices of one tap each, for two or four pixels; the plain sum over 1x7 taps takes 14."""
+    x, kernel = jax.ShapeDtypeStruct((1, 17, 17, 8), 'float32'), jax.ShapeDtypeStruct((*taps, 8, 8), 'float32')
+    lowering = partial(winograd_conv, padding=tuple(n // 2 for n in taps))
+    found = [eqn for eqn in jax.make_jaxpr(lowering)(x, kernel).eqns if eqn.primitive.name == 'conv_general_dilated']
+    assert sum(np.prod(eqn.invars[1].aval.shape[:-2]) for eqn in found) == products
+
+
+@settings(max_examples=15, deadline=None)
+@given(convolutions(groups=1, kernel=(3, 3), dilation=(1, 1)))
+def test_phase_conv(case):
+    assert_equal_with_gradients(partial(phase_conv, geometry=case[2]), *case)
 
 
 @settings(max_examples=30, deadline=None)
@@ -186,16 +208,40 @@ def test_product(pixels, images, dtype):
         assert relative(y, x @ matrix) < (1e-14 if dtype == 'float64' else 1e-6)
 
 
-@settings(max_examples=15, deadline=None)
-@given(convolutions(groups=1))
-def test_tap_kernel_gradient(case):
-    x_shape, kernel_shape, geometry = case
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('images', [2, 3])
+@pytest.mark.parametrize('channels', [(5, 7), (7, 5), (40, 2), (2, 40)])
+def test_transposed_product(channels, images, dtype):
+    x, y = (a.astype(dtype) for a in arrays(*((images, 3, 5, c) for c in channels)))
+    total = transposed_product(x, y)
+    assert total.dtype == dtype
+    assert relative(total, x.reshape(-1, channels[0]).T @ y.reshape(-1, channels[1])) < (
+        1e-14 if dtype == 'float64' else 1e-6
+    )
+
+
+def test_a_transposed_product_transposes_the_narrower_factor():
+    """XLA would make one product of the transpose of a product, and take the wider factor for the first."""
+    shapes = [jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32) for channels in (64, 8)]
+    program = jax.jit(transposed_product).lower(*shapes).compile().as_text()
+    assert re.search(r'f32\[8,64\]\S* dot\(', program)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.one_of(
+        convolutions(groups=1).map(lambda case: (tap_kernel_gradient, case)),
+        convolutions(groups=1, kernel=(3, 3), dilation=(1, 1)).map(lambda case: (phase_kernel_gradient, case)),
+    )
+)
+def test_kernel_gradients(gradient_and_case):
+    gradient, (x_shape, kernel_shape, geometry) = gradient_and_case
     x, kernel = arrays(x_shape, kernel_shape)
 
     @jit
     def both(x, kernel):
         value, pull = jax.vjp(lambda kernel: native_conv(x, kernel, geometry=geometry), kernel)
-        return tap_kernel_gradient(x, value, like=jax.typeof(kernel), geometry=geometry), *pull(value)
+        return gradient(x, value, like=jax.typeof(kernel), geometry=geometry), *pull(value)
 
     ours, theirs = both(x, kernel)
     assert_equal(ours, theirs)

@@ -9,18 +9,17 @@ import pytest
 
 from flaxzoo.layers import conv_cpu
 from flaxzoo.layers.conv_cpu import (
-    column_conv,
     depthwise_conv,
     merged_paired_conv,
     merged_row_conv,
     merged_wide_conv,
+    phase_conv,
     plain_winograd_conv,
     pointwise_conv,
-    row_conv,
-    wide_conv,
 )
 from flaxzoo.layers.conv_native import Geometry, native_conv
 from flaxzoo.layers.conv_primitive import conv2d
+from flaxzoo.layers.dense import column_conv, row_conv, wide_conv
 from tests.compiling import jit
 from tests.layers.convolutions import arrays, relative
 
@@ -33,6 +32,12 @@ FLOAT32 = {
     'winograd': ((2, 11, 8, 48), (3, 3, 48, 50), Geometry(padding=(1, 1))),
     'winograd, unpadded': ((2, 11, 8, 48), (3, 3, 48, 50), Geometry(padding=(0, 2))),
     'winograd, too much padding for the gradient': ((2, 5, 8, 48), (3, 3, 48, 50), Geometry(padding=(3, 4))),
+    'winograd, row': ((2, 11, 8, 48), (1, 7, 48, 50), Geometry(padding=(0, 3))),
+    'winograd, column': ((2, 11, 8, 48), (3, 1, 48, 50), Geometry(padding=(1, 0))),
+    'winograd, long column': ((2, 11, 8, 48), (7, 1, 48, 50), Geometry(padding=(3, 0))),
+    'winograd, five taps': ((2, 11, 8, 48), (5, 5, 48, 50), Geometry(padding=(2, 2))),
+    'winograd, strided': ((2, 11, 8, 96), (3, 3, 96, 97), Geometry(stride=(2, 2), padding=(1, 1))),
+    'winograd, strided and unpadded': ((2, 12, 9, 96), (3, 3, 96, 97), Geometry(stride=(2, 2))),
     'wide': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(padding=(1, 1))),
     'wide, unpadded': ((2, 11, 9, 20), (5, 3, 20, 20), Geometry()),
     'wide, dilated': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(padding=(1, 1), dilation=(2, 2))),
@@ -79,6 +84,10 @@ def test_the_chosen_lowering_in_float32(case):
 CHOSEN = {
     'pointwise': pointwise_conv,
     'winograd': plain_winograd_conv,
+    'winograd, row': plain_winograd_conv,
+    'winograd, long column': plain_winograd_conv,
+    'winograd, five taps': plain_winograd_conv,
+    'winograd, strided': phase_conv,
     'wide': wide_conv,
     'row': row_conv,
     'column': column_conv,
@@ -149,8 +158,12 @@ def test_a_convolution_and_its_kernel_gradient_read_the_same_kept_arrays(case, c
         ('large stem', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('thin, stride 1', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('row', {'dot_general': 0, 'conv_general_dilated': 1}),
-        ('column', {'dot_general': 7, 'conv_general_dilated': 0}),  # one a tap
+        ('column', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('winograd', {'dot_general': 16, 'conv_general_dilated': 0}),
+        ('winograd, column', {'dot_general': 4, 'conv_general_dilated': 0}),
+        ('winograd, five taps', {'dot_general': 49, 'conv_general_dilated': 0}),
+        ('winograd, strided', {'dot_general': 16, 'conv_general_dilated': 0}),  # 9, 3, 3 and 1 of the phases
+        ('winograd, long column', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('wide groups', {'pad': 2, 'conv_general_dilated': 2}),  # a widened image would be padded too
     ],
 )
@@ -193,7 +206,7 @@ def test_padded_pixels_of_a_depthwise_convolution_are_kept():
 
 def test_one_dimensional_convolutions_have_kernel_gradients_of_one_dimension():
     """XLA's two-dimensional ones are slower."""
-    for case in 'large stem', 'row':
+    for case in 'large stem', 'row', 'column':
         (found,) = [eqn for eqn in kernel_gradient_jaxpr(case).eqns if eqn.primitive.name == 'conv_general_dilated']
         assert found.invars[0].aval.ndim == 3
 
