@@ -1,6 +1,7 @@
 """Each lowering that flaxzoo replaces on this platform, against XLA's own.
 
-They are what `layers/conv_cpu.py`, `layers/conv_gpu.py` and `layers/pool.py` choose from, and `layers/kept.py`.
+They are what `layers/conv_cpu.py`, `layers/conv_gpu.py` and `layers/pool.py` choose from, `layers/kept.py`, and the
+`average` of a convolution.
 
     python -m benchmarks.levers
     python -m benchmarks.levers 'max pool*'
@@ -22,16 +23,14 @@ import flaxzoo
 from benchmarks.timing import interleave, table
 from flaxzoo.layers import BatchNorm, kept
 from flaxzoo.layers.conv_cpu import (
-    column_conv,
     depthwise_conv,
     depthwise_kernel_gradient,
-    paired_conv,
+    phase_conv,
     phase_input_gradient,
+    phase_kernel_gradient,
     plain_winograd_conv,
     pointwise_conv,
-    row_conv,
     tap_kernel_gradient,
-    wide_conv,
 )
 from flaxzoo.layers.conv_gpu import pointwise_input_gradient, thin_conv
 from flaxzoo.layers.conv_native import (
@@ -41,7 +40,8 @@ from flaxzoo.layers.conv_native import (
     native_input_gradient,
     native_kernel_gradient,
 )
-from flaxzoo.layers.pool import Windows, max_pool, native_max_pool, native_sum_pool, separable_sum_pool
+from flaxzoo.layers.dense import column_conv, paired_conv, row_conv, wide_conv
+from flaxzoo.layers.pool import Windows, avg_pool2d, max_pool, native_max_pool, native_sum_pool, separable_sum_pool
 from flaxzoo.layers.products import product
 from flaxzoo.layers.winograd import winograd_kernel_gradient
 
@@ -92,7 +92,7 @@ pointwise_gradient = partial(gradient, native=native_input_gradient, ours=pointw
 winograd_gradient = partial(
     gradient,
     native=native_kernel_gradient,
-    ours=lambda x, cotangent, like, geometry: winograd_kernel_gradient(x, cotangent, geometry.padding),
+    ours=lambda x, cotangent, like, geometry: winograd_kernel_gradient(x, cotangent, geometry.padding, like.shape[:2]),
 )
 depthwise_gradient = partial(gradient, native=native_kernel_gradient, ours=depthwise_kernel_gradient)
 row_gradient = partial(
@@ -100,6 +100,12 @@ row_gradient = partial(
     native=native_kernel_gradient,
     ours=lambda x, cotangent, like, geometry: kernel_gradient_of(row_conv, x, cotangent, like, geometry),
 )
+column_gradient = partial(
+    gradient,
+    native=native_kernel_gradient,
+    ours=lambda x, cotangent, like, geometry: kernel_gradient_of(column_conv, x, cotangent, like, geometry),
+)
+phase_kernel_gradients = partial(gradient, native=native_kernel_gradient, ours=phase_kernel_gradient)
 thin_gradient = partial(
     gradient,
     native=native_kernel_gradient,
@@ -129,6 +135,13 @@ def batch_norm_gradients(name: str, x: Array) -> Lever:
 def average_pool(name: str, x: Array, windows: Windows) -> Lever:
     """The sum, without the division."""
     return Lever(name, *(partial(pool, windows=windows) for pool in (native_sum_pool, separable_sum_pool)), (x,))
+
+
+def average_before(name: str, x: Array, outputs: int) -> Lever:
+    """An average pool and the 1x1 convolution that reads it, and the convolution before the pool."""
+    average = partial(avg_pool2d, kernel_size=3, stride=1, padding=1)
+    before, after = lambda x, matrix: product(average(x), matrix), lambda x, matrix: average(product(x, matrix))
+    return Lever(name, before, after, (x, Array((x.shape[-1], outputs), x.dtype)))
 
 
 def relu_max_pool(name: str, x: Array, windows: Windows) -> Lever:
@@ -174,18 +187,27 @@ CPU_LEVERS = (
     forward('winograd, 128 -> 128 @28', plain_winograd_conv, cpu(28, 28, 128), (3, 3, 128, 128), **SAME),
     forward('winograd, 512 -> 512 @7', plain_winograd_conv, cpu(7, 7, 512), (3, 3, 512, 512), **SAME),
     forward('wide, 3x3 32 -> 32 @149', wide_conv, cpu(149, 149, 32), (3, 3, 32, 32)),
-    forward('wide, 5x5 48 -> 64 @35', wide_conv, cpu(35, 35, 48), (5, 5, 48, 64), padding=(2, 2)),
-    forward('columns, 7x1 192 -> 192 @17', column_conv, cpu(17, 17, 192), (7, 1, 192, 192), padding=(3, 0)),
-    forward('rows, 1x7 192 -> 192 @17', row_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
-    forward('rows, 3x3 s2 288 -> 384 @35', row_conv, cpu(35, 35, 288), (3, 3, 288, 384), stride=(2, 2)),
-    forward('rows, 3x3 s2 512 -> 512 @14', row_conv, cpu(14, 14, 512), (3, 3, 512, 512), stride=(2, 2), **SAME),
+    forward('winograd, 5x5 48 -> 64 @35', plain_winograd_conv, cpu(35, 35, 48), (5, 5, 48, 64), padding=(2, 2)),
+    forward('winograd, 5x5 64 -> 192 @27', plain_winograd_conv, cpu(27, 27, 64), (5, 5, 64, 192), padding=(2, 2)),
+    forward('winograd, 7x1 192 -> 192 @17', plain_winograd_conv, cpu(17, 17, 192), (7, 1, 192, 192), padding=(3, 0)),
+    forward('winograd, 1x7 192 -> 192 @17', plain_winograd_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
+    forward('winograd, 1x3 384 -> 384 @8', plain_winograd_conv, cpu(8, 8, 384), (1, 3, 384, 384), padding=(0, 1)),
+    forward('phases, 3x3 s2 288 -> 384 @35', phase_conv, cpu(35, 35, 288), (3, 3, 288, 384), stride=(2, 2)),
+    forward('phases, 3x3 s2 128 -> 128 @56', phase_conv, cpu(56, 56, 128), (3, 3, 128, 128), stride=(2, 2), **SAME),
+    forward('wide, 5x5 16 -> 32 @28', wide_conv, cpu(28, 28, 16), (5, 5, 16, 32), padding=(2, 2)),
+    forward('rows, 3x3 s2 64 -> 96 @147', row_conv, cpu(147, 147, 64), (3, 3, 64, 96), stride=(2, 2)),
     forward('rows, 7x7 s2 3 -> 64 @224', row_conv, cpu(224, 224, 3), (7, 7, 3, 64), **STEM),
     forward('rows, 3x3 3 -> 64 @224', row_conv, cpu(224, 224, 3), (3, 3, 3, 64), **SAME),
     forward('rows, 3x3 s2 3 -> 32 @299', row_conv, cpu(299, 299, 3), (3, 3, 3, 32), stride=(2, 2)),
     tap_gradient('1x1 kernel gradient, 64 -> 256 @56', x=cpu(56, 56, 64), kernel=(1, 1, 64, 256)),
     tap_gradient('1x1 kernel gradient, 1024 -> 256 @14', x=cpu(14, 14, 1024), kernel=(1, 1, 1024, 256)),
-    tap_gradient('3x3 s2 kernel gradient, 512 @14', x=cpu(14, 14, 512), kernel=(3, 3, 512, 512), stride=(2, 2), **SAME),
-    tap_gradient('7x1 kernel gradient, 192 @17', x=cpu(17, 17, 192), kernel=(7, 1, 192, 192), padding=(3, 0)),
+    tap_gradient('3x3 s2 kernel gradient, 64 -> 96 @147', x=cpu(147, 147, 64), kernel=(3, 3, 64, 96), stride=(2, 2)),
+    phase_kernel_gradients(
+        'phases, 3x3 s2 kernel gradient, 256 @28', x=cpu(28, 28, 256), kernel=(3, 3, 256, 256), stride=(2, 2), **SAME
+    ),
+    column_gradient(
+        'columns, 7x1 kernel gradient, 192 @17', x=cpu(17, 17, 192), kernel=(7, 1, 192, 192), padding=(3, 0)
+    ),
     row_gradient('rows, 1x7 kernel gradient, 192 @17', x=cpu(17, 17, 192), kernel=(1, 7, 192, 192), padding=(0, 3)),
     row_gradient('rows, 7x7 s2 kernel gradient, 3 -> 64 @224', x=cpu(224, 224, 3), kernel=(7, 7, 3, 64), **STEM),
     row_gradient('rows, 3x3 kernel gradient, 3 -> 64 @224', x=cpu(224, 224, 3), kernel=(3, 3, 3, 64), **SAME),
@@ -194,6 +216,9 @@ CPU_LEVERS = (
     winograd_gradient('winograd kernel gradient, 32 -> 64 @147', x=cpu(147, 147, 32), kernel=(3, 3, 32, 64), **SAME),
     winograd_gradient('winograd kernel gradient, 128 @28', x=cpu(28, 28, 128), kernel=(3, 3, 128, 128), **SAME),
     winograd_gradient('winograd kernel gradient, 512 @7', x=cpu(7, 7, 512), kernel=(3, 3, 512, 512), **SAME),
+    winograd_gradient(
+        'winograd kernel gradient, 5x5 48 -> 64 @35', x=cpu(35, 35, 48), kernel=(5, 5, 48, 64), padding=(2, 2)
+    ),
     phase_gradient(
         '3x3 s2 input gradient, 128 @56', x=cpu(56, 56, 128), kernel=(3, 3, 128, 128), stride=(2, 2), **SAME
     ),
@@ -205,6 +230,7 @@ CPU_LEVERS = (
     ),
     phase_gradient('depthwise input gradient, 128 @56', x=cpu(56, 56, 128), kernel=(3, 3, 1, 128), groups=128, **SAME),
     average_pool('average pool 3x3 s1, 192 @35', cpu(35, 35, 192), SAME_POOL),
+    average_before('average pool 3x3 s1 and 1x1, 768 -> 192 @17', cpu(17, 17, 768), 192),
     relu_max_pool('ReLU and max pool 3x3 s1, 192 @35', cpu(35, 35, 192), SAME_POOL),
     relu_max_pool('ReLU and max pool 3x3 s2, 64 @112', cpu(112, 112, 64), STEM_POOL),
     relu_max_pool('ReLU and max pool 2x2 s2, 64 @224', cpu(224, 224, 64), VGG_POOL),

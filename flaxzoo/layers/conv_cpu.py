@@ -98,6 +98,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, *, like: jax.core.Shaped
         return depthwise_kernel_gradient(x, cotangent, like=like, geometry=geometry)
     if _is_grouped(like, geometry):
         return kernel_gradient_of(merged_conv, x, cotangent, like, geometry)
+    # Seven taps are faster as rows: the kernel gradient transposes the pixels for each of the ten products.
     if max(like.shape[:2]) < 7 and _is_winograds(like, geometry, WINOGRAD_GRADIENT_CHANNELS):
         return winograd_kernel_gradient(x, cotangent, geometry.padding, like.shape[:2])
     if _is_thin(like) or _is_row(like, geometry):
