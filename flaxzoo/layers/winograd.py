@@ -92,11 +92,13 @@ def _tiles_met(taps: Pair) -> list[list[tuple[list[int], list[int]]]]:
 
 
 def _tiles_at(taps: int, point: int) -> list[int]:
-    seen = {0: 0, 3: 2}.get(point, 1)  # the place that holds a tap if the point has a product; only inner points see 1
+    """The tiles with a product at a point of an axis: those with a tap that it sees."""
+    seen = {0: 0, 3: 2}.get(point, 1)  # inner points see all places, of which the middle one always has a tap
     return [tile for tile, places in enumerate(TAPS[taps]) if places[min(seen, len(places) - 1)] is not None]
 
 
 def _points(taps: int) -> int:
+    """How many points an axis has; two taps have no product at the last one."""
     return {1: 1, 2: 3}.get(taps, 4)
 
 
@@ -121,6 +123,7 @@ def _kernel_points(kernel: jax.Array) -> Grid:
 
 
 def _points_along(axis: int, kernel: jax.Array) -> list[jax.Array]:
+    """A kernel's taps of one axis, transformed: at each point one for each tile with a product there."""
     n = kernel.shape[axis]
     taps = jnp.split(kernel, n, axis)
     if n == 1:

@@ -41,6 +41,7 @@ def reduction_a(k: int, l: int, m: int, n: int) -> dict:  # noqa: E741
     }
 
 
+# Of an average pool and a convolution the latter is `branch3.1`, by its place in torch's Sequential `branch3`.
 MIXED_3A = {'maxpool': (max_pool,), 'conv': (valid(96, 3, stride=2),)}
 MIXED_4A = {
     'branch0': (same(64), valid(96, 3)),

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flaxzoo.layers import Conv2d, Linear, avg_pool2d
 from tests.layers.convolutions import arrays, assert_equal, relative
@@ -86,8 +88,10 @@ SMOOTH = {
         (4, 1, {'groups': 2}),
     ],
 )
-def test_an_average_before_a_convolution(outputs, kernel, fields, average):
-    (x,) = arrays((2, 7, 10, 8))
+@settings(max_examples=3, deadline=None)
+@given(st.tuples(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9)))
+def test_an_average_before_a_convolution(outputs, kernel, fields, average, image):
+    (x,) = arrays((*image, 8))
     plain, averaged = (Conv2d(outputs, kernel, average=pool, **fields) for pool in (None, SMOOTH[average]))
     params = jax.tree.map(lambda a: a.astype(x.dtype), plain.init(jax.random.key(0), x))
     assert jax.tree.map(jnp.shape, averaged.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, params)
