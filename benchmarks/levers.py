@@ -95,21 +95,10 @@ winograd_gradient = partial(
     ours=lambda x, cotangent, like, geometry: winograd_kernel_gradient(x, cotangent, geometry.padding, like.shape[:2]),
 )
 depthwise_gradient = partial(gradient, native=native_kernel_gradient, ours=depthwise_kernel_gradient)
-row_gradient = partial(
-    gradient,
-    native=native_kernel_gradient,
-    ours=lambda x, cotangent, like, geometry: kernel_gradient_of(row_conv, x, cotangent, like, geometry),
-)
-column_gradient = partial(
-    gradient,
-    native=native_kernel_gradient,
-    ours=lambda x, cotangent, like, geometry: kernel_gradient_of(column_conv, x, cotangent, like, geometry),
-)
 phase_kernel_gradients = partial(gradient, native=native_kernel_gradient, ours=phase_kernel_gradient)
-thin_gradient = partial(
-    gradient,
-    native=native_kernel_gradient,
-    ours=lambda x, cotangent, like, geometry: kernel_gradient_of(thin_conv, x, cotangent, like, geometry),
+row_gradient, column_gradient, thin_gradient = (
+    partial(gradient, native=native_kernel_gradient, ours=partial(kernel_gradient_of, lowering))
+    for lowering in (row_conv, column_conv, thin_conv)
 )
 
 

@@ -44,7 +44,7 @@ class InceptionOutputs(NamedTuple):
 
 
 class InceptionBlock(nn.Module):
-    """What every block is told: `conv` builds a ConvNormAct of those arguments and a name."""
+    """What every block is told: `conv` builds a ConvNormAct of the arguments that it is called with."""
 
     conv: Callable[..., nn.Module]
 
