@@ -16,9 +16,9 @@ import numpy as np
 
 import flaxzoo
 from benchmarks.timing import interleave, table
-from flaxzoo.layers.conv_cpu import merged_conv, merged_paired_conv
-from flaxzoo.layers.conv_native import Geometry, native_conv
-from flaxzoo.layers.conv_primitive import conv2d
+from flaxzoo.ops.conv import conv2d
+from flaxzoo.ops.cpu.conv import merged_conv, merged_paired_conv
+from flaxzoo.ops.native import Geometry, native_conv
 
 STAGES = ((128, 56), (256, 28), (512, 14), (1024, 7))
 GROUPS = 32

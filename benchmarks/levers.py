@@ -1,6 +1,6 @@
 """Each lowering that flaxzoo replaces on this platform, against XLA's own.
 
-They are what `layers/conv_cpu.py`, `layers/conv_gpu.py` and `layers/pool.py` choose from, `layers/kept.py`, and the
+They are what `ops/cpu/conv.py`, `ops/gpu/conv.py` and `ops/pool.py` choose from, `ops/kept.py`, and the
 `average` of a convolution.
 
     python -m benchmarks.levers
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import flaxzoo
 from benchmarks.timing import interleave, table
 from flaxzoo.layers import BatchNorm, kept
-from flaxzoo.layers.conv_cpu import (
+from flaxzoo.ops.cpu.conv import (
     depthwise_conv,
     depthwise_kernel_gradient,
     phase_conv,
@@ -32,18 +32,18 @@ from flaxzoo.layers.conv_cpu import (
     pointwise_conv,
     tap_kernel_gradient,
 )
-from flaxzoo.layers.conv_gpu import pointwise_input_gradient, thin_conv
-from flaxzoo.layers.conv_native import (
+from flaxzoo.ops.cpu.dense import column_conv, paired_conv, row_conv, wide_conv
+from flaxzoo.ops.cpu.products import product
+from flaxzoo.ops.cpu.winograd import winograd_kernel_gradient
+from flaxzoo.ops.gpu.conv import pointwise_input_gradient, thin_conv
+from flaxzoo.ops.native import (
     Geometry,
     kernel_gradient_of,
     native_conv,
     native_input_gradient,
     native_kernel_gradient,
 )
-from flaxzoo.layers.dense import column_conv, paired_conv, row_conv, wide_conv
-from flaxzoo.layers.pool import Windows, avg_pool2d, max_pool, native_max_pool, native_sum_pool, separable_sum_pool
-from flaxzoo.layers.products import product
-from flaxzoo.layers.winograd import winograd_kernel_gradient
+from flaxzoo.ops.pool import Windows, avg_pool2d, max_pool, native_max_pool, native_sum_pool, separable_sum_pool
 
 Array = jax.ShapeDtypeStruct
 

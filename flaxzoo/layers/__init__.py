@@ -1,12 +1,13 @@
 """What every family is built of, in torch's semantics on NHWC arrays."""
 
-from flaxzoo.layers.activation import kept_relu
 from flaxzoo.layers.blocks import ConvNormAct, NormLayer, SqueezeExcite, remat
 from flaxzoo.layers.conv import Conv2d, Linear, kaiming_normal_fan_out
-from flaxzoo.layers.kept import kept
-from flaxzoo.layers.norm import BatchNorm, local_response_norm
-from flaxzoo.layers.pool import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_pool2d, max_pool2d
+from flaxzoo.layers.norm import BatchNorm
 from flaxzoo.layers.regularize import Dropout, StochasticDepth
+from flaxzoo.ops.activation import kept_relu
+from flaxzoo.ops.kept import kept
+from flaxzoo.ops.norm import local_response_norm
+from flaxzoo.ops.pool import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_pool2d, max_pool2d
 
 __all__ = [
     'BatchNorm',

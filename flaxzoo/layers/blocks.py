@@ -5,8 +5,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from flaxzoo.layers.conv import Conv2d, IntOrPair, torch_uniform
+from flaxzoo.layers.conv import Conv2d, torch_uniform
 from flaxzoo.layers.norm import BatchNorm
+from flaxzoo.ops.pairs import IntOrPair
 
 NormLayer = Callable[..., nn.Module]
 

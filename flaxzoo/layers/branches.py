@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from flaxzoo.layers.blocks import ConvNormAct, NormLayer
-from flaxzoo.layers.conv import IntOrPair, pair
 from flaxzoo.layers.norm import BatchNorm
+from flaxzoo.ops.pairs import IntOrPair, pair
 
 # A function of x, such as a pool, or a partial that builds a module called with (x, train).
 Layer = Callable | partial

@@ -10,12 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxzoo.layers.conv_native import Geometry
-from flaxzoo.layers.conv_primitive import conv2d
 from flaxzoo.layers.initializers import uniform, variance_scaling
-from flaxzoo.layers.space_to_depth import to_blocks
-
-IntOrPair = int | Sequence[int]
+from flaxzoo.ops.conv import conv2d
+from flaxzoo.ops.native import Geometry
+from flaxzoo.ops.pairs import IntOrPair, pair
+from flaxzoo.ops.space_to_depth import to_blocks
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's kaiming_uniform_(a=sqrt(5)).
 torch_uniform = variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -25,14 +24,6 @@ kaiming_normal_fan_out = variance_scaling(2.0, 'fan_out', 'normal')
 def torch_bias(fan_in: int) -> Callable:
     """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default for the bias of Conv2d and Linear."""
     return uniform(fan_in**-0.5)
-
-
-def pair(value: IntOrPair, name: str) -> tuple[int, int]:
-    """`3` and `(3, 3)` both mean (height 3, width 3)."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2:
-        raise ValueError(f'{name} must be an int or a (height, width) pair, got {value!r}')
-    return values
 
 
 class Conv2d(nn.Module):

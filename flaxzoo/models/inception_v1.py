@@ -25,9 +25,9 @@ from flaxzoo.layers import (
     max_pool2d,
     remat,
 )
-from flaxzoo.layers.conv import IntOrPair
 from flaxzoo.layers.initializers import variance_scaling
 from flaxzoo.models.googlenet import GoogLeNetOutputs, Inception, inception_stages
+from flaxzoo.ops.pairs import IntOrPair
 
 xavier = variance_scaling(1.0, 'fan_in', 'uniform')  # Caffe's: U(-sqrt(3 / fan_in), sqrt(3 / fan_in))
 bias_init = nn.initializers.constant(0.2)

@@ -1,11 +1,5 @@
 """What the tests of layers share."""
 
-import jax
-import pytest
+from tests.ops.conftest import x64
 
-
-@pytest.fixture(scope='module')
-def x64():
-    """Float64, in which equal mathematics gives equal numbers."""
-    with jax.enable_x64(True):
-        yield
+__all__ = ['x64']

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaxzoo.layers import Conv2d, Linear, avg_pool2d
-from tests.layers.convolutions import arrays, assert_equal, relative
+from tests.ops.convolutions import arrays, assert_equal, relative
 
 pytestmark = pytest.mark.usefixtures('x64')
 

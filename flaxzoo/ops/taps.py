@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxzoo.layers.kept import kept
-
-Pair = tuple[int, int]
+from flaxzoo.ops.kept import kept
+from flaxzoo.ops.pairs import Pair
 
 
 def taps(

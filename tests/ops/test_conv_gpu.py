@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 
-from flaxzoo.layers.conv_gpu import pointwise_input_gradient, thin_conv
-from flaxzoo.layers.conv_native import Geometry, native_input_gradient
-from flaxzoo.layers.conv_primitive import conv2d
+from flaxzoo.ops.conv import conv2d
+from flaxzoo.ops.gpu.conv import pointwise_input_gradient, thin_conv
+from flaxzoo.ops.native import Geometry, native_input_gradient
 from tests.compiling import jit
-from tests.layers.convolutions import arrays, assert_equal, assert_equal_with_gradients, convolutions
+from tests.ops.convolutions import arrays, assert_equal, assert_equal_with_gradients, convolutions
 
 
 @settings(max_examples=15, deadline=None)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flaxzoo.layers import conv_cpu
-from flaxzoo.layers.conv_cpu import (
+from flaxzoo.ops.conv import conv2d
+from flaxzoo.ops.cpu import conv as conv_cpu
+from flaxzoo.ops.cpu.conv import (
     depthwise_conv,
     depthwise_kernel_gradient,
     merged_conv,
@@ -21,13 +22,12 @@ from flaxzoo.layers.conv_cpu import (
     pointwise_conv,
     tap_kernel_gradient,
 )
-from flaxzoo.layers.conv_native import Geometry, native_conv, native_input_gradient, native_kernel_gradient
-from flaxzoo.layers.conv_primitive import conv2d
-from flaxzoo.layers.dense import column_conv, paired_conv, row_conv, wide_conv, wider_conv
-from flaxzoo.layers.products import product, transposed_product
-from flaxzoo.layers.winograd import winograd_conv, winograd_kernel_gradient
+from flaxzoo.ops.cpu.dense import column_conv, paired_conv, row_conv, wide_conv, wider_conv
+from flaxzoo.ops.cpu.products import product, transposed_product
+from flaxzoo.ops.cpu.winograd import winograd_conv, winograd_kernel_gradient
+from flaxzoo.ops.native import Geometry, native_conv, native_input_gradient, native_kernel_gradient
 from tests.compiling import jit
-from tests.layers.convolutions import arrays, assert_equal, assert_equal_with_gradients, convolutions, relative
+from tests.ops.convolutions import arrays, assert_equal, assert_equal_with_gradients, convolutions, relative
 
 pytestmark = pytest.mark.usefixtures('x64')
 

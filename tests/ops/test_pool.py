@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flaxzoo.layers import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_pool2d, max_pool2d
-from flaxzoo.layers.pool import (
+from flaxzoo.ops.pool import (
     _windows,
     first_maximum,
     native_max_pool,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from flaxzoo.layers.kept import kept
+from flaxzoo.ops.kept import kept
 
 
 @jax.custom_jvp

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxzoo.layers.conv import IntOrPair, pair
-from flaxzoo.layers.kept import kept
-from flaxzoo.layers.taps import Pair, taps
+from flaxzoo.ops.kept import kept
+from flaxzoo.ops.pairs import IntOrPair, Pair, pair
+from flaxzoo.ops.taps import taps
 
 
 def max_pool2d(

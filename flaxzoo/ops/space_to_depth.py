@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxzoo.layers.conv_native import Geometry
+from flaxzoo.ops.native import Geometry
 
 
 def to_blocks(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:

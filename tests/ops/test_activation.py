@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flaxzoo.layers import kept, kept_relu
-from flaxzoo.layers.products import product
+from flaxzoo.ops.cpu.products import product
 
 TRANSFORMATIONS = {
     'value': jax.vmap,

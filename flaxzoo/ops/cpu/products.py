@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxzoo.layers.kept import kept
+from flaxzoo.ops.kept import kept
 
 
 def product(x: jax.Array, matrix: jax.Array, transpose: bool = False) -> jax.Array:

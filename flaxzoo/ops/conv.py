@@ -3,7 +3,7 @@
 A convolution is bilinear in the image and the kernel, and so are its gradients: with the cotangent they are the three
 partial derivatives of one trilinear form, and transposing one of them gives another. All of jax's transformations
 work: forward and reverse mode of any order, vmap, jit, pmap, shard_map, export. What each primitive is compiled to
-is chosen in `conv_cpu.py` and `conv_gpu.py`; TPUs get XLA's native convolution.
+is chosen in `cpu/conv.py` and `gpu/conv.py`; TPUs get XLA's native convolution.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,9 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from flaxzoo.layers import conv_cpu, conv_gpu
-from flaxzoo.layers.conv_native import (
+from flaxzoo.ops.cpu import conv as conv_cpu
+from flaxzoo.ops.gpu import conv as conv_gpu
+from flaxzoo.ops.native import (
     Geometry,
     native_conv,
     native_input_gradient,

@@ -16,18 +16,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxzoo.layers.conv_native import (
+from flaxzoo.ops.cpu.dense import column_conv, cut, paired_conv, row_conv, sizes, wide_conv, wider_conv
+from flaxzoo.ops.cpu.products import product, transposed_product
+from flaxzoo.ops.cpu.winograd import TAPS, winograd_conv, winograd_kernel_gradient
+from flaxzoo.ops.kept import kept
+from flaxzoo.ops.native import (
     Geometry,
     input_gradient_of,
     kernel_gradient_of,
     native_conv,
     native_kernel_gradient,
 )
-from flaxzoo.layers.dense import column_conv, cut, paired_conv, row_conv, sizes, wide_conv, wider_conv
-from flaxzoo.layers.kept import kept
-from flaxzoo.layers.products import product, transposed_product
-from flaxzoo.layers.taps import Pair, taps
-from flaxzoo.layers.winograd import TAPS, winograd_conv, winograd_kernel_gradient
+from flaxzoo.ops.pairs import Pair
+from flaxzoo.ops.taps import taps
 
 # Channels of one dense block when narrow groups are merged for the CPU: where gradients are computed too, and where two
 # columns are computed at once. `python -m benchmarks.grouped_conv --widths` has others.

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxzoo.layers.conv_native import (
+from flaxzoo.ops.native import (
     Geometry,
     kernel_gradient_of,
     native_conv,
     native_input_gradient,
     native_kernel_gradient,
 )
-from flaxzoo.layers.space_to_depth import to_blocks
+from flaxzoo.ops.space_to_depth import to_blocks
 
 # Tensor cores take half-precision channels by eights.
 CHANNELS = 8

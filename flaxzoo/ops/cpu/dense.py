@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxzoo.layers.conv_native import Geometry
-from flaxzoo.layers.kept import kept
-from flaxzoo.layers.taps import taps
+from flaxzoo.ops.kept import kept
+from flaxzoo.ops.native import Geometry
+from flaxzoo.ops.taps import taps
 
 
 def wide_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:

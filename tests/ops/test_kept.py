@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from flaxzoo.layers import kept
-from flaxzoo.layers.products import product
 from flaxzoo.models.inception_resnet import Residual, block35
 from flaxzoo.models.resnet import BasicBlock, Bottleneck
+from flaxzoo.ops.cpu.products import product
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32', 'float64', 'int8', 'int16', 'int32'])

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxzoo.layers import conv_cpu
-from flaxzoo.layers.conv_cpu import (
+from flaxzoo.ops.conv import conv2d
+from flaxzoo.ops.cpu import conv as conv_cpu
+from flaxzoo.ops.cpu.conv import (
     depthwise_conv,
     merged_paired_conv,
     merged_row_conv,
@@ -17,11 +18,10 @@ from flaxzoo.layers.conv_cpu import (
     plain_winograd_conv,
     pointwise_conv,
 )
-from flaxzoo.layers.conv_native import Geometry, native_conv
-from flaxzoo.layers.conv_primitive import conv2d
-from flaxzoo.layers.dense import column_conv, row_conv, wide_conv
+from flaxzoo.ops.cpu.dense import column_conv, row_conv, wide_conv
+from flaxzoo.ops.native import Geometry, native_conv
 from tests.compiling import jit
-from tests.layers.convolutions import arrays, relative
+from tests.ops.convolutions import arrays, relative
 
 pytestmark = pytest.mark.usefixtures('x64')
 

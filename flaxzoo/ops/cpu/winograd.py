@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxzoo.layers.conv_native import Geometry
-from flaxzoo.layers.dense import row_conv, wide_conv
-from flaxzoo.layers.products import product, transposed_product
-from flaxzoo.layers.taps import Pair
+from flaxzoo.ops.cpu.dense import row_conv, wide_conv
+from flaxzoo.ops.cpu.products import product, transposed_product
+from flaxzoo.ops.native import Geometry
+from flaxzoo.ops.pairs import Pair
 
 # A list for each point of the rows, with an array for each point of the columns.
 Grid = list[list[jax.Array]]

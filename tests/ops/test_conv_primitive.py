@@ -8,10 +8,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from flaxzoo.layers import Conv2d
-from flaxzoo.layers.conv_native import Geometry, native_conv
-from flaxzoo.layers.conv_primitive import conv2d
+from flaxzoo.ops.conv import conv2d
+from flaxzoo.ops.native import Geometry, native_conv
 from tests.compiling import jit
-from tests.layers.convolutions import arrays, assert_equal
+from tests.ops.convolutions import arrays, assert_equal
 
 pytestmark = pytest.mark.usefixtures('x64')
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 from jax import lax
 
-from flaxzoo.layers.taps import Pair
+from flaxzoo.ops.pairs import Pair
 
 
 class Geometry(NamedTuple):

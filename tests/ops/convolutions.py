@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from flaxzoo.layers.conv_native import Geometry, native_conv
+from flaxzoo.ops.native import Geometry, native_conv
 from tests.compiling import jit
 
 

@@ -1,0 +1,1 @@
+"""Functions on arrays in torch's arithmetic, each with the lowerings that a platform computes fastest."""

@@ -1,0 +1,1 @@
+"""Lowerings for XLA's CPU backend."""

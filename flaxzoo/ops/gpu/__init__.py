@@ -1,0 +1,1 @@
+"""Lowerings for NVIDIA GPUs."""
