@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     BatchNorm,
     ConvNormAct,
@@ -219,3 +220,5 @@ class Inception3(nn.Module):
 
 
 VARIANTS = {'inception_v3': partial(Inception3)}
+
+DIALECTS = (Dialect('pretrainedmodels', marker=r'last_linear\.weight', rename=((r'last_linear\.(\w+)', r'fc.\1'),)),)

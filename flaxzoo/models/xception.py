@@ -9,6 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     BatchNorm,
     Conv2d,
@@ -108,3 +109,5 @@ class Xception(nn.Module):
 VARIANTS = {
     'xception': partial(Xception),
 }
+
+DIALECTS = (Dialect('pretrainedmodels', marker=r'last_linear\.weight', rename=((r'last_linear\.(\w+)', r'fc.\1'),)),)
