@@ -15,8 +15,8 @@ import numpy as np
 
 from flaxzoo.weights.architecture import Architecture, Shapes, initialise
 from flaxzoo.weights.convert import buffer_problems, is_buffer
-from flaxzoo.weights.diagnose import Misfit, own_heads
-from flaxzoo.weights.dialects import Reading, dialects, find, readings, unwrap
+from flaxzoo.weights.diagnose import Misfit
+from flaxzoo.weights.dialects import Reading, dialects, find, own_heads, readings, unwrap
 
 __all__ = ['Architecture', 'Changes', 'adapt', 'adapt_channels', 'fitness', 'initialise']
 
@@ -98,9 +98,10 @@ def adapt(
 
 
 def fitness(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> float:
-    """The share, from 0 to 1, of the network's tensors that `weights` has by name and shape; heads do not count.
+    """How well `weights` fit, from 0 to 1: the share of the network's tensors that they have by name and shape.
 
-    Names are understood as `adapt` does. Of the arrays only `shape` is used.
+    Heads do not count, further tensors within the trunk lower it, and names are understood as `adapt` does. Of the
+    arrays only `shape` is used.
 
     Raises:
       ConversionError: the names are those of two dialects at once.

@@ -8,7 +8,7 @@ from functools import cache, partial
 from flaxzoo.dialect import Dialect
 from flaxzoo.registry import MODELS
 from flaxzoo.weights.architecture import Architecture, Shapes
-from flaxzoo.weights.dialects import Reading, dialects, prefixes, unwrap
+from flaxzoo.weights.dialects import Reading, dialects, own_heads, prefixes, unwrap
 from flaxzoo.weights.errors import ConversionError
 
 SHOWN = 12  # lines of an error that lists tensors
@@ -106,17 +106,10 @@ class Misfit:
         on = [item.name for item in dataclasses.fields(model) if getattr(model, item.name) is True]
         for name in on if self.missing else ():
             rest = self.architecture.but(**{name: False}).shapes().keys()
-            if rest <= self.given.keys() and not self.missing & rest:
+            if rest - self.heads <= self.given.keys() and not self.missing & rest - self.heads:
                 parts = ', '.join(sorted({key.partition('.')[0] for key in self.missing}))
                 return f'It has no {parts}: load it with {name}=False'
         return None
-
-
-def own_heads(extra: Set[str], shapes: Shapes, heads: Set[str]) -> set[str]:
-    """Those of the tensors that the network lacks which may be a head: in its head's place, or apart from its trunk."""
-    trunk = {key.partition('.')[0] for key in shapes.keys() - heads}
-    modules = tuple(key.rpartition('.')[0] + '.' for key in heads)
-    return {key for key in extra if key.startswith(modules) or key.partition('.')[0] not in trunk}
 
 
 def resembling(given: Shapes) -> list[tuple[str, float]]:

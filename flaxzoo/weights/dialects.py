@@ -89,11 +89,13 @@ class Reading:
             return True
         return bool(self.dialect) and math.prod(given) == math.prod(shape) and self.dialect.reshapes(name)
 
-    def score(self, given: Shapes, wanted: Shapes) -> float:
-        """The share of the wanted tensors that the file has by name and shape."""
+    def score(self, given: Shapes, shapes: Shapes, heads: Set[str]) -> float:
+        """How much of the trunk the file has by name and shape, from 0 to 1; less if its trunk has more besides."""
         names = self.names(given)
-        found = sum(name in names and self.fits(name, given[names[name]], shape) for name, shape in wanted.items())
-        return found / max(len(wanted), 1)
+        trunk = {name: shape for name, shape in shapes.items() if name not in heads}
+        found = sum(name in names and self.fits(name, given[names[name]], shape) for name, shape in trunk.items())
+        extra = names.keys() - shapes.keys()
+        return found / max(len(trunk) + len(extra - own_heads(extra, shapes, heads)), 1)
 
     def __str__(self) -> str:
         words = [f'the names of {self.dialect.name}'] if self.dialect else []
@@ -108,10 +110,17 @@ def unwrap(weights: Mapping[str, Any]) -> dict[str, Any]:
     return {name: weights[key] for name, key in names.items()} if len(names) == len(weights) else dict(weights)
 
 
+def own_heads(extra: Set[str], shapes: Shapes, heads: Set[str]) -> set[str]:
+    """Those of the tensors that the network lacks which may be a head: in its head's place, or apart from its trunk."""
+    trunk = {key.partition('.')[0] for key in shapes.keys() - heads}
+    modules = tuple(key.rpartition('.')[0] + '.' for key in heads)
+    return {key for key in extra if key.startswith(modules) or key.partition('.')[0] not in trunk}
+
+
 def readings(
     given: Shapes, shapes: Shapes, heads: Set[str], known: tuple[Dialect, ...], prefix: str | None = None
 ) -> Iterator[tuple[float, Reading]]:
-    """Ways to understand a file, each with the share of the network's tensors, heads aside, that it finds there.
+    """Ways to understand a file, each with its `score`.
 
     Args:
       given: the shapes of the file by its names.
@@ -123,8 +132,8 @@ def readings(
     Raises:
       ConversionError: two dialects apply.
     """
-    wanted = {name: shape for name, shape in shapes.items() if name not in heads}
-    for start in prefixes(given, len(wanted) / 2) if prefix is None else [prefix]:
+    least = len(shapes.keys() - heads) / 2
+    for start in prefixes(given, least) if prefix is None else [prefix]:
         inner = {key.removeprefix(start): shape for key, shape in given.items() if key.startswith(start)}
         applying = [dialect for dialect in known if dialect.applies(inner)]
         if len(applying) > 1:
@@ -133,7 +142,7 @@ def readings(
         if numbered := _numbered(inner, shapes, heads):
             ways.append(Reading(start, None, numbered))
         for reading in ways:
-            yield reading.score(given, wanted), reading
+            yield reading.score(given, shapes, heads), reading
 
 
 def find(

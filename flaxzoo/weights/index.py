@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = json.dumps(traced, separators=(',', ':'))
         PATH.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))  # equal networks give equal bytes
         index.cache_clear()
-    print(f'{"written" if write else f"out of date, run {COMMAND}"}: {", ".join(differing)}')
+    print(f'{"written" if write else f"out of date, run `{COMMAND}`"}: {", ".join(differing)}')
     return 0 if write else 1
 
 
