@@ -11,12 +11,10 @@ from importlib import resources
 from types import ModuleType
 from typing import Any
 
-import flax.linen as nn
-
+from flaxzoo.layers.network import Network
 from flaxzoo.models import (
     alexnet,
     bn_inception,
-    googlenet,
     inception_resnet,
     inception_v1,
     inception_v3,
@@ -29,13 +27,12 @@ from flaxzoo.models import (
 
 # What other packages call networks that have another name here.
 ALIASES = {'legacy_xception': 'xception'}
-NORM_LAYER = (
-    'how a run normalises is said by flaxzoo.with_policy(model, axis_name=..., freeze_batch_norm=...), which norm a '
-    'network has by norm_layer=flaxzoo.layers.Norm(...) where it has that field'
-)
 # Arguments of torchvision's and timm's constructors that are no fields here, and what there is instead.
 INSTEAD = {
-    'norm_layer': NORM_LAYER,
+    'norm_layer': (
+        'its norm is not a choice, as in torch (others take a flaxzoo.layers.Norm(...)); whether BatchNorm is shared '
+        'over devices or frozen is said by flaxzoo.with_policy(model, axis_name=..., freeze_batch_norm=...)'
+    ),
     'pretrained': 'create makes no arrays; flaxzoo.load(name) gives a network and its released weights',
     'weights': 'create makes no arrays; flaxzoo.load(name, weights) gives a network and its weights',
     'in_channels': 'a network takes the channels of the image that it is initialised on; load has in_channels=...',
@@ -64,7 +61,6 @@ MODELS = register(
     alexnet,
     vgg,
     squeezenet,
-    googlenet,
     inception_v1,
     bn_inception,
     inception_v3,
@@ -86,35 +82,34 @@ def list_models(pattern: str = '*') -> list[str]:
     return sorted((name for name in MODELS if fnmatch.fnmatchcase(name.lower(), pattern)), key=_natural)
 
 
-def create(name: str, /, **fields: Any) -> nn.Module:
+def create(name: str, /, **fields: Any) -> Network:
     """Builds the network `name`; no arrays are made yet.
 
     Args:
       name: one of `list_models()`.
-      **fields: fields of the network, over those of the variant: `num_classes=10`, `image_size=96`. With
+      **fields: fields of the network, over those of the variant: `num_classes=10`, `remat=True`. With
         `num_classes=0` the network has no head and returns the features before it, (N, C).
 
     Returns:
-      A linen Module, called on `x: (N, H, W, C)`: `variables = flaxzoo.init(model, key)`, `model.apply(variables, x)`.
+      A Network, which is a linen Module called on `x: (N, H, W, C)`: `variables = flaxzoo.init(model, key)`,
+      `model.apply(variables, x)`.
 
     Raises:
       ValueError: no network has this name, or `num_classes` is no integer or negative.
       TypeError: the network has no such field, or `norm_layer` is no `Norm`.
     """
     builder = lookup(name)
-    known = {field.name: field for field in dataclasses.fields(builder.func) if field.name != 'parent'}
+    known = [f.name for f in dataclasses.fields(builder.func) if f.name != 'parent']
     for field in fields:
         if field not in known:
-            near = f'; {INSTEAD[field]}' if field in INSTEAD else suggest(field, list(known))
+            near = f'; {INSTEAD[field]}' if field in INSTEAD else suggest(field, known)
             raise TypeError(f'{name} has no field {field!r}{near}; its fields are {", ".join(known)}')
-    if 'norm_layer' in fields and _is_norm(known['norm_layer'].default) and not _is_norm(fields['norm_layer']):
-        raise TypeError(f'norm_layer must be a flaxzoo.layers.Norm, got {fields["norm_layer"]!r}; {NORM_LAYER}')
     if 'num_classes' in fields:
         fields['num_classes'] = _class_count(fields['num_classes'])
     # A variant may state its first fields by position; as keywords they can be overridden like the rest.
-    stated = {**dict(zip(known, builder.args, strict=False)), **builder.keywords}
-    variant = {'variant': name} if 'variant' in known else {}
-    return builder.func(**{**stated, **variant, **{field: _hashable(value) for field, value in fields.items()}})
+    common = {f.name for f in dataclasses.fields(Network)}
+    positional = dict(zip([field for field in known if field not in common], builder.args, strict=False))
+    return builder.func(**{**positional, **builder.keywords, 'variant': name, **fields})
 
 
 def lookup(name: str) -> partial:
@@ -159,10 +154,6 @@ def _on_tag(name: str, meant: str) -> str:
     return f" For timm's weights: flaxzoo.load({meant!r}, 'hf-hub:timm/{bare}')" if '.' in bare else ''
 
 
-def _is_norm(value: Any) -> bool:
-    return hasattr(value, 'kind')
-
-
 def _class_count(value: Any) -> int:
     """`num_classes` as an int; numpy's integers are integers too."""
     try:
@@ -172,11 +163,6 @@ def _class_count(value: Any) -> int:
     if count < 0:
         raise ValueError(f'num_classes must be an integer, 0 for no head, got {value!r}')
     return count
-
-
-def _hashable(value: Any) -> Any:
-    """Lists, in lists too, as tuples: networks are hashed, and equal if they are built alike."""
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _natural(name: str) -> list:

@@ -9,6 +9,7 @@ import torch
 import torchvision
 
 import flaxzoo
+from flaxzoo.layers import Network
 from flaxzoo.registry import MODELS
 from flaxzoo.weights.adapt import Architecture, adapt, fitness
 from flaxzoo.weights.diagnose import resembling
@@ -243,7 +244,7 @@ def test_resemblance_in_a_dialect():
     assert resembling(shapes)[0][0] == 'vgg16'
 
 
-class WithTable(nn.Module):
+class WithTable(Network):
     """A network with a buffer that it computes itself."""
 
     num_classes: int = 3
