@@ -11,7 +11,7 @@ import torchvision
 import flaxzoo
 from flaxzoo.layers import Network
 from flaxzoo.registry import MODELS
-from flaxzoo.weights.adapt import Architecture, adapt, fitness
+from flaxzoo.weights.adapt import Architecture, adapt, class_count, fitness
 from flaxzoo.weights.diagnose import resembling
 from flaxzoo.weights.index import index
 
@@ -220,6 +220,17 @@ def test_fitness():
     assert fitness(RESNET, {'step': np.ones(())}) == 0
     channels = marked(**{'conv1.weight': (64, 1, 7, 7)})
     assert 0.95 < fitness(RESNET, channels) < 1
+
+
+def test_class_count():
+    assert class_count(RESNET, marked()) == 1000
+    for prefix in ('', 'net.'):
+        given = under(prefix, headless(**{'fc.weight': (7, 512), 'fc.bias': (7,)}))
+        assert class_count(RESNET, given) == 7
+        assert class_count(NONE, given) == 7
+    assert class_count(RESNET, headless()) is None
+    assert class_count(RESNET, headless(**{'fc.weight': (7, 512), 'fc.bias': (8,)})) is None
+    assert class_count(RESNET, headless(**{'fc.weight': ()})) is None
 
 
 def test_a_wrong_file_is_diagnosed_without_tracing(monkeypatch):
