@@ -176,6 +176,11 @@ def test_a_head_is_not_an_excuse_for_another_network():
         adapt(FIVE, lacking, replace_head=True)
 
 
+def test_the_error_is_in_the_networks_names():
+    with pytest.raises(flaxzoo.ConversionError, match=r'(?s)resemble resnet34 most: 100%.*\+ layer1\.2\.bn1\.bias'):
+        adapt(RESNET, under('net.', marked('resnet34')))
+
+
 def test_what_is_spare_beside_a_whole_network_is_an_error():
     with pytest.raises(flaxzoo.ConversionError, match=r'\+ spare'):
         adapt(RESNET, marked(spare=(1,)), replace_head=True)
