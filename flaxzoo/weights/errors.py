@@ -7,3 +7,7 @@ class WeightsError(ValueError):
 
 class DownloadError(WeightsError):
     """A file could not be fetched: no connection, offline mode, an HTTP error, a wrong length or a wrong hash."""
+
+
+class ConversionError(ValueError):
+    """A state dict does not fit the model; the message lists every key that does not."""
