@@ -126,10 +126,10 @@ def test_a_prefix_of_some_names_stays(write):
 
 
 def test_python_2(tmp_path):
-    """str of Python 2, an OrderedDict as a list of pairs, and the first _rebuild_tensor."""
+    """str of Python 2, also of bytes, an OrderedDict as a list of pairs, and the first _rebuild_tensor."""
     storage = b'(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04tQ'
     tensor = b'ctorch._utils\n_rebuild_tensor\n(' + storage + b'K\x00K\x02K\x02\x86K\x02K\x01\x86tR'
-    content = b'\x80\x02ccollections\nOrderedDict\n(](](U\x01w' + tensor + b'eetR.'
+    content = b'\x80\x02ccollections\nOrderedDict\n(](](U\x01w' + tensor + b'e](U\x0e_x_extra_stateU\x02\xff\xfeeetR.'
     path = tmp_path / 'old.pth'
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('archive/data.pkl', content)
