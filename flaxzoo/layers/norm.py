@@ -1,5 +1,6 @@
 """Normalisation with torch's conventions."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxzoo.ops.lowering import surely_less
 from flaxzoo.ops.norm import batch_moments
 
 
@@ -71,8 +73,8 @@ class BatchNorm(nn.Module):
         """Mean, biased variance and number of values a channel, over all devices of `axis_name`."""
         # At init there is no mapped axis to share over, and the values do not matter.
         axis_name = None if self.is_initializing() else self.axis_name
-        count = x.size // x.shape[-1] * (lax.axis_size(axis_name) if axis_name else 1)
-        if count < 2:
+        count = math.prod(x.shape[:-1]) * (lax.axis_size(axis_name) if axis_name else 1)
+        if surely_less(count, 2):
             raise ValueError(
                 f'{"/".join(self.path)}: batch statistics need more than one value a channel in training, '
                 f'got x of shape {x.shape}; use a larger batch or image, or BatchNorm(frozen=True)'

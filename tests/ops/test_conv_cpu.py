@@ -65,13 +65,13 @@ def test_the_number_of_merged_blocks_is_bounded():
 @pytest.mark.parametrize('channels', [128, 256, 512, 1024])
 def test_a_differentiated_grouped_convolution_and_its_gradients_have_the_same_blocks(channels):
     """So that the pieces of what two of them read are cut out once."""
-    x = jax.core.ShapedArray((1, 7, 7, channels), jnp.float32)
-    kernel = jax.core.ShapedArray((3, 3, channels // 32, channels), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 7, 7, channels), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, channels // 32, channels), jnp.float32)
     geometry = Geometry(padding=(1, 1), groups=32)
     programs = [
         jax.make_jaxpr(partial(conv_cpu.differentiated_conv, geometry=geometry))(x, kernel),
-        jax.make_jaxpr(partial(conv_cpu.input_gradient, like=x, geometry=geometry))(x, kernel),
-        jax.make_jaxpr(partial(conv_cpu.kernel_gradient, like=kernel, geometry=geometry))(x, x),
+        jax.make_jaxpr(partial(conv_cpu.input_gradient, aval=x, geometry=geometry))(x, kernel),
+        jax.make_jaxpr(partial(conv_cpu.kernel_gradient, aval=kernel, geometry=geometry))(x, x),
     ]
     assert len({str(program).count('conv_general_dilated[') for program in programs}) == 1
 
@@ -95,17 +95,17 @@ def test_depthwise_kernel_gradient(case):
     @jit
     def both(x, kernel):
         value, pull = jax.vjp(lambda kernel: native_conv(x, kernel, geometry=geometry), kernel)
-        return depthwise_kernel_gradient(x, value, like=jax.typeof(kernel), geometry=geometry), *pull(value)
+        return depthwise_kernel_gradient(x, value, aval=jax.typeof(kernel), geometry=geometry), *pull(value)
 
     assert_equal(*both(x, kernel))
 
 
 def test_depthwise_kernel_gradient_in_half_precision_is_summed_in_single():
     x, cotangent = (a.astype(jnp.bfloat16) for a in arrays((2, 64, 200, 8), (2, 64, 200, 8)))
-    geometry, like = Geometry(padding=(1, 1), groups=8), jax.core.ShapedArray((3, 3, 1, 8), jnp.bfloat16)
-    ours = depthwise_kernel_gradient(x, cotangent, like=like, geometry=geometry)
-    wide = jax.core.ShapedArray(like.shape, jnp.float64)
-    exact = native_kernel_gradient(*(a.astype(wide.dtype) for a in (x, cotangent)), like=wide, geometry=geometry)
+    geometry, aval = Geometry(padding=(1, 1), groups=8), jax.ShapeDtypeStruct((3, 3, 1, 8), jnp.bfloat16)
+    ours = depthwise_kernel_gradient(x, cotangent, aval=aval, geometry=geometry)
+    wide = jax.ShapeDtypeStruct(aval.shape, jnp.float64)
+    exact = native_kernel_gradient(*(a.astype(wide.dtype) for a in (x, cotangent)), aval=wide, geometry=geometry)
     assert ours.dtype == jnp.bfloat16
     assert relative(ours.astype(jnp.float32), exact) < 4e-3
 
@@ -151,11 +151,11 @@ def test_winograd_gradients(taps, data):
     y_shape = jax.eval_shape(partial(native_conv, geometry=geometry), *arrays(x_shape, kernel_shape)).shape
     x, kernel, cotangent = arrays(x_shape, kernel_shape, y_shape)
     ours = winograd_kernel_gradient(x, cotangent, geometry.padding, taps)
-    assert_equal(ours, native_kernel_gradient(x, cotangent, like=jax.typeof(kernel), geometry=geometry))
+    assert_equal(ours, native_kernel_gradient(x, cotangent, aval=jax.typeof(kernel), geometry=geometry))
     # The gradient of x is the convolution with the flipped kernel, whose channels change places.
     padding = tuple(n - 1 - p for p, n in zip(geometry.padding, taps, strict=True))
     ours = winograd_conv(cotangent, kernel[::-1, ::-1], padding, transpose=True)
-    assert_equal(ours, native_input_gradient(cotangent, kernel, like=jax.typeof(x), geometry=geometry))
+    assert_equal(ours, native_input_gradient(cotangent, kernel, aval=jax.typeof(x), geometry=geometry))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_phase_input_gradient(case):
     y_shape = jax.eval_shape(partial(native_conv, geometry=geometry), *arrays(x_shape, kernel_shape)).shape
     x, kernel, cotangent = arrays(x_shape, kernel_shape, y_shape)
     both = [
-        jit(partial(gradient, like=jax.typeof(x), geometry=geometry))(cotangent, kernel)
+        jit(partial(gradient, aval=jax.typeof(x), geometry=geometry))(cotangent, kernel)
         for gradient in (phase_input_gradient, native_input_gradient)
     ]
     assert_equal(*both)
@@ -241,7 +241,7 @@ def test_kernel_gradients(gradient_and_case):
     @jit
     def both(x, kernel):
         value, pull = jax.vjp(lambda kernel: native_conv(x, kernel, geometry=geometry), kernel)
-        return gradient(x, value, like=jax.typeof(kernel), geometry=geometry), *pull(value)
+        return gradient(x, value, aval=jax.typeof(kernel), geometry=geometry), *pull(value)
 
     ours, theirs = both(x, kernel)
     assert_equal(ours, theirs)

@@ -122,21 +122,21 @@ def test_a_convolution_is_computed_differently_when_it_is_differentiated():
     assert [eqn.primitive.name for eqn in jax.make_jaxpr(conv)(x, kernel).eqns] == ['conv2d']
 
 
-def arrays_of(case: str) -> list[jax.core.ShapedArray]:
+def arrays_of(case: str) -> list[jax.ShapeDtypeStruct]:
     """x, kernel and cotangent."""
     *shapes, geometry = FLOAT32[case]
-    x, kernel = (jax.core.ShapedArray(shape, jnp.float32) for shape in shapes)
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     return [x, kernel, jax.eval_shape(partial(native_conv, geometry=geometry), x, kernel)]
 
 
 def input_gradient_jaxpr(case: str):
     x, kernel, cotangent = arrays_of(case)
-    return jax.make_jaxpr(partial(conv_cpu.input_gradient, like=x, geometry=FLOAT32[case][2]))(cotangent, kernel)
+    return jax.make_jaxpr(partial(conv_cpu.input_gradient, aval=x, geometry=FLOAT32[case][2]))(cotangent, kernel)
 
 
 def kernel_gradient_jaxpr(case: str):
     x, kernel, cotangent = arrays_of(case)
-    return jax.make_jaxpr(partial(conv_cpu.kernel_gradient, like=kernel, geometry=FLOAT32[case][2]))(x, cotangent)
+    return jax.make_jaxpr(partial(conv_cpu.kernel_gradient, aval=kernel, geometry=FLOAT32[case][2]))(x, cotangent)
 
 
 @pytest.mark.parametrize(('case', 'count'), [('thin', 2), ('large stem', 2), ('grouped', 4), ('wide groups', 2)])
