@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
-from flaxzoo.ops._jax import InconclusiveDimensionOperation, explicitly_sharded
+from flaxzoo.ops._jax import explicitly_sharded
 from flaxzoo.ops.plain import is_plain
 
 
@@ -35,5 +35,5 @@ def surely_less(size: int, bound: int) -> bool:
     """Whether `size` is less than `bound`, as far as is known: of a symbol of `jax.export` it may not be."""
     try:
         return bool(size < bound)
-    except InconclusiveDimensionOperation:
+    except jax.errors.InconclusiveDimensionOperation:
         return False

@@ -201,9 +201,8 @@ def _windows(
     for n, k, s, p in zip(shape[1:3], kernel, strides, paddings, strict=True):
         if 2 * p > k:
             raise ValueError(f'padding {p} must be at most half of the kernel size {k}')
-        if surely_less(
-            n + 2 * p, k - s + 1 if ceil_mode else k
-        ):  # ceil_mode takes one that is less than a stride short
+        least = k - s + 1 if ceil_mode else k  # ceil_mode takes an image that is less than a stride too small
+        if surely_less(n + 2 * p, least):
             raise ValueError(f'an image of shape {tuple(shape)} is smaller than the pooling window {kernel}')
         pads.append((p, _padding_above(n, k, s, p) if ceil_mode else p))
     return Windows(kernel, strides, tuple(pads))

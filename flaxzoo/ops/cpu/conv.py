@@ -215,13 +215,16 @@ GROUPED = (
     Lowering(lambda c: c.grouped, merged_conv),
 )
 
-FORWARD = (
-    Lowering(lambda c: c.depthwise, depthwise_conv, flipped_depthwise_conv),
+GROUPED_IN_INFERENCE = (
     Lowering(is_small_if_dense, dense_block_conv),
     Lowering(fits_pairs, paired_inference),
     Lowering(lambda c: c.grouped and c.float32 and not c.strided, wide_inference),
     Lowering(lambda c: c.grouped and c.float32, row_inference),
     Lowering(lambda c: c.grouped, merged_conv),
+)
+
+UNGROUPED = (
+    Lowering(lambda c: c.depthwise, depthwise_conv, flipped_depthwise_conv),
     Lowering(lambda c: c.pointwise, pointwise_conv, flipped_pointwise_conv),
     Lowering(lambda c: is_small(c) or not c.float32, native_conv),
     Lowering(fits_winograd, plain_winograd_conv, flipped_winograd_conv),
@@ -231,7 +234,9 @@ FORWARD = (
     Lowering(always, native_conv),
 )
 
-DIFFERENTIATED = GROUPED + FORWARD
+FORWARD = GROUPED_IN_INFERENCE + UNGROUPED
+
+DIFFERENTIATED = GROUPED + UNGROUPED
 
 by_phases = partial(phase_input_gradient, flipped_conv=flipped_conv)
 
