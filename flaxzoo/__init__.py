@@ -4,6 +4,7 @@ from flaxzoo.feature_maps import FeatureExtractor, feature_info, feature_names, 
 from flaxzoo.initialisation import init
 from flaxzoo.layers.network import with_policy
 from flaxzoo.memory import keep_memory
+from flaxzoo.ops.plain import plain
 from flaxzoo.registry import create, list_models
 from flaxzoo.transforms import transforms
 from flaxzoo.weights.convert import ConversionError, from_torch, to_torch
@@ -29,6 +30,7 @@ __all__ = [
     'list_models',
     'load',
     'load_with_report',
+    'plain',
     'read_weights',
     'save',
     'to_torch',

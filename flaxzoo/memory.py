@@ -4,7 +4,8 @@ import ctypes
 import platform
 
 import jax
-from jax._src import xla_bridge
+
+from flaxzoo.ops._jax import backends_are_initialized
 
 # Parameters of mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html
 M_TRIM_THRESHOLD = -1
@@ -30,7 +31,7 @@ def keep_memory() -> None:
     """
     if platform.libc_ver()[0] != 'glibc':
         return
-    if xla_bridge.backends_are_initialized():
+    if backends_are_initialized():
         raise RuntimeError('flaxzoo.keep_memory() must come before jax computes anything or is asked for its devices')
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_MAX, 0)  # no block as a mapping of its own, which could only be given back

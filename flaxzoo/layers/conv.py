@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from flaxzoo.layers.initializers import uniform, variance_scaling
 from flaxzoo.ops.conv import conv2d
+from flaxzoo.ops.lowering import surely_less
 from flaxzoo.ops.native import Geometry
 from flaxzoo.ops.pairs import IntOrPair, pair
 from flaxzoo.ops.space_to_depth import to_blocks
@@ -84,7 +85,7 @@ class Conv2d(nn.Module):
                     f'{where}: the kernel takes {expected} channels and x of shape {x.shape} has {channels}; '
                     'images are (N, H, W, C), channels last'
                 )
-        if x.shape[1] < reach[0] or x.shape[2] < reach[1]:
+        if any(map(surely_less, x.shape[1:3], reach)):
             raise ValueError(
                 f'{where}: x of shape {x.shape} is smaller than the kernel {self.kernel_size}; use a larger image'
             )

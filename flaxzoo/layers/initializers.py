@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxzoo.ops._jax import is_traced
+
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
 
 BLOCK = 2**14
@@ -50,7 +52,7 @@ def _scaled(
     """Numbers of the standard distribution times `size(shape)`."""
     count = math.prod(shape)
     blocks = range(-(-count // BLOCK))
-    if isinstance(key, jax.core.Tracer):
+    if is_traced(key):
         drawn = jax.vmap(partial(_block, distribution), (None, 0))(key, jnp.arange(len(blocks))).ravel()
     else:
         drawn = np.concatenate([_block(distribution, key, block) for block in blocks])

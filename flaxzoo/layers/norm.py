@@ -1,6 +1,7 @@
 """Normalisation with torch's conventions."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax import lax
 
 from flaxzoo.layers.naming import Builder
 from flaxzoo.layers.network import enclosing_network
+from flaxzoo.ops.lowering import surely_less
 from flaxzoo.ops.norm import batch_moments
 
 
@@ -91,8 +93,8 @@ class BatchNorm(nn.Module):
         """Mean, biased variance and number of values a channel, over all devices of `axis_name`."""
         if self.is_initializing():
             axis_name = None  # there is no mapped axis to share over, and the values do not matter
-        count = x.size // x.shape[-1] * (lax.axis_size(axis_name) if axis_name else 1)
-        if count < 2:
+        count = math.prod(x.shape[:-1]) * (lax.axis_size(axis_name) if axis_name else 1)
+        if surely_less(count, 2):
             raise ValueError(
                 f'{"/".join(self.path)}: batch statistics need more than one value a channel in training, '
                 f'got x of shape {x.shape}; use a larger batch or image, or freeze the batch norms'

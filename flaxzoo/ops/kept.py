@@ -3,18 +3,22 @@
 XLA:CPU merges a cheap elementwise operation into every operation that reads it and so computes it anew for each. For
 the sum of a residual block, which the next block's convolution and its sum read, that means that the sums of a stage
 all read the branches of all blocks before them. `python -m benchmarks.levers 'kept*'` shows what that costs.
+
+`lax.optimization_barrier` and `lax.reduce_precision` do not keep an array on XLA:CPU: with either it is computed as
+often as without.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+
+from flaxzoo.ops._jax import linear_primitive
+from flaxzoo.ops.lowering import native_only
 
 
 def kept(x: jax.Array) -> jax.Array:
     """`x`, real, which XLA:CPU keeps in memory. On other platforms, and to derivatives, it is the identity."""
-    return kept_p.bind(x)
+    return x if native_only(x) else kept_p.bind(x)
 
 
 def divided_by_one(x: jax.Array) -> jax.Array:
@@ -27,11 +31,4 @@ def divided_by_one(x: jax.Array) -> jax.Array:
     return lax.div(x, lax.clamp(one, bits, one).astype(x.dtype))
 
 
-kept_p = Primitive('kept')
-kept_p.def_impl(lambda x: x)
-kept_p.def_abstract_eval(lambda x: x)
-ad.defjvp(kept_p, lambda tangent, x: tangent)
-ad.primitive_transposes[kept_p] = lambda cotangent, x: [cotangent]
-batching.defvectorized(kept_p)
-mlir.register_lowering(kept_p, lambda context, x: [x])
-mlir.register_lowering(kept_p, mlir.lower_fun(divided_by_one, multiple_results=False), platform='cpu')
+kept_p = linear_primitive('kept', lambda x: x, cpu=divided_by_one)

@@ -1,5 +1,6 @@
 """XLA's own convolution and its two gradients."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,24 +31,28 @@ def native_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.A
 
 
 def native_input_gradient(
-    cotangent: jax.Array, kernel: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
+    cotangent: jax.Array, kernel: jax.Array, *, aval: jax.ShapeDtypeStruct, geometry: Geometry
 ) -> jax.Array:
-    """The gradient with respect to an x that is like `like`."""
-    return input_gradient_of(native_conv, cotangent, kernel, like, geometry)
+    """The gradient with respect to an x of the shape and dtype of `aval`."""
+    return input_gradient_of(native_conv, cotangent, kernel, aval=aval, geometry=geometry)
 
 
 def native_kernel_gradient(
-    x: jax.Array, cotangent: jax.Array, *, like: jax.core.ShapedArray, geometry: Geometry
+    x: jax.Array, cotangent: jax.Array, *, aval: jax.ShapeDtypeStruct, geometry: Geometry
 ) -> jax.Array:
-    """The gradient with respect to a kernel that is like `like`."""
-    return kernel_gradient_of(native_conv, x, cotangent, like, geometry)
+    """The gradient with respect to a kernel of the shape and dtype of `aval`."""
+    return kernel_gradient_of(native_conv, x, cotangent, aval=aval, geometry=geometry)
 
 
-def input_gradient_of(forward, cotangent, kernel, like, geometry):
+def input_gradient_of(
+    forward: Callable, cotangent: jax.Array, kernel: jax.Array, *, aval: jax.ShapeDtypeStruct, geometry: Geometry
+) -> jax.Array:
     """The input gradient of a lowering `forward`, by transposing it."""
-    return jax.linear_transpose(lambda x: forward(x, kernel, geometry=geometry), like)(cotangent)[0]
+    return jax.linear_transpose(lambda x: forward(x, kernel, geometry=geometry), aval)(cotangent)[0]
 
 
-def kernel_gradient_of(forward, x, cotangent, like, geometry):
+def kernel_gradient_of(
+    forward: Callable, x: jax.Array, cotangent: jax.Array, *, aval: jax.ShapeDtypeStruct, geometry: Geometry
+) -> jax.Array:
     """The kernel gradient of a lowering `forward`, by transposing it."""
-    return jax.linear_transpose(lambda kernel: forward(x, kernel, geometry=geometry), like)(cotangent)[0]
+    return jax.linear_transpose(lambda kernel: forward(x, kernel, geometry=geometry), aval)(cotangent)[0]

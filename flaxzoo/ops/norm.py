@@ -7,14 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from flaxzoo.ops.lowering import native_only
+
+
+def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance, (C,), of `x: (..., C)` over all axes but the last, and the devices of `axis_name`."""
+    if native_only(x):
+        axes = tuple(range(x.ndim - 1))
+        mean = _over_devices(x.mean(axes), axis_name)
+        return mean, _over_devices(jnp.square(x - mean).mean(axes), axis_name)
+    return _one_pass_moments(x, axis_name)
+
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of `x: (..., C)` over all axes but the last, and over the devices of `axis_name`: (C,).
+def _one_pass_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """The same without an array x - mean in memory, for the derivatives too, which the CPU would write and read again.
 
-    Neither they nor their derivatives need an array x - mean in memory, which the CPU would write and read again
-    (`python -m benchmarks.levers 'batch norm*'`): the variance is taken about the mean of the first image and corrected
-    for its distance from that of the batch. About zero a large mean would cancel every digit.
+    The variance is taken about the mean of the first image and corrected for its distance from that of the batch
+    (`python -m benchmarks.levers 'batch norm*'`). About zero a large mean would cancel every digit.
     """
     axes = tuple(range(x.ndim - 1))
     near, local = x[0].mean(axes[:-1]), x.mean(axes)
@@ -23,11 +33,11 @@ def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.A
     return mean, jnp.maximum(_over_devices(variance, axis_name), 0)
 
 
-@batch_moments.defjvp
-def _batch_moments_jvp(axis_name: str | None, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+@_one_pass_moments.defjvp
+def _one_pass_moments_jvp(axis_name: str | None, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     (x,), (tangent,) = primals, tangents
     axes = tuple(range(x.ndim - 1))
-    mean, variance = batch_moments(x, axis_name)
+    mean, variance = _one_pass_moments(x, axis_name)
     of_mean = _over_devices(tangent.mean(axes), axis_name)
     of_variance = 2 * (_over_devices((x * tangent).mean(axes), axis_name) - mean * of_mean)
     return (mean, variance), (of_mean, of_variance)

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from flaxzoo.ops.kept import kept
+from flaxzoo.ops.lowering import by_platform, is_concrete, native_only, surely_less
 from flaxzoo.ops.pairs import IntOrPair, Pair, pair
 from flaxzoo.ops.taps import taps
 
@@ -103,14 +104,18 @@ def select_taps(x: jax.Array, tap: jax.Array, windows: Windows, hold: bool) -> j
     return held(total)[:, over - 1 : high, across - 1 : wide]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_pool(x: jax.Array, windows: Windows) -> jax.Array:
     """The maximum over `windows`, which sends the gradient to the first of equal maxima."""
-    cpu, default = (partial(pool, windows=windows) for pool in (tap_max_pool, native_max_pool))
-    return lax.platform_dependent(x, cpu=cpu, default=default)
+    return native_max_pool(x, windows) if native_only(x) else _max_pool(x, windows)
 
 
-@max_pool.defjvp
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max_pool(x: jax.Array, windows: Windows) -> jax.Array:
+    native, cpu = (partial(pool, windows=windows) for pool in (native_max_pool, tap_max_pool))
+    return by_platform(native, x, cpu=cpu)
+
+
+@_max_pool.defjvp
 def _max_pool_jvp(windows: Windows, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
 
@@ -123,7 +128,7 @@ def _max_pool_jvp(windows: Windows, primals: tuple, tangents: tuple) -> tuple[ja
 
     # On a GPU the copies pay where strided windows overlap. With a stride of one they cost more than they save.
     overlap = any(size > stride > 1 for size, stride in zip(windows.kernel, windows.stride, strict=True))
-    return lax.platform_dependent(x, tangent, cpu=selected, cuda=partial(selected, hold=overlap), default=native)
+    return by_platform(native, x, tangent, cpu=selected, cuda=partial(selected, hold=overlap))
 
 
 def avg_pool2d(
@@ -139,15 +144,11 @@ def avg_pool2d(
     `count_include_pad` counts the zeros of `padding` in the mean. What ceil_mode adds beyond them never counts.
     """
     windows = _windows(x.shape, kernel_size, stride, padding, ceil_mode)
-    cpu, default = (partial(pool, windows=windows) for pool in (separable_sum_pool, native_sum_pool))
-    total = lax.platform_dependent(x, cpu=cpu, default=default)
-    counts = [
-        _counts(size, k, s, p, out, count_include_pad)
-        for size, k, s, p, out in zip(
-            x.shape[1:3], windows.kernel, windows.stride, pair(padding, 'padding'), total.shape[1:3], strict=True
-        )
-    ]
-    return total / jnp.asarray(np.outer(*counts)[:, :, None], x.dtype)
+    native, cpu = (partial(pool, windows=windows) for pool in (native_sum_pool, separable_sum_pool))
+    total = by_platform(native, x, cpu=cpu)
+    if not ceil_mode and (count_include_pad or windows.padding == ((0, 0), (0, 0))):
+        return total / np.asarray(np.prod(windows.kernel), x.dtype)  # every window counts all of its positions
+    return total / _counts(x, windows, pair(padding, 'padding'), count_include_pad)
 
 
 def adaptive_avg_pool2d(x: jax.Array, output_size: IntOrPair) -> jax.Array:
@@ -159,6 +160,8 @@ def adaptive_avg_pool2d(x: jax.Array, output_size: IntOrPair) -> jax.Array:
         n = x.shape[axis]
         if size == 1:
             x = x.mean(axis, keepdims=True)
+        elif not is_concrete(n):
+            raise ValueError(f'adaptive pooling to {output_size} needs an image of known size, got {x.shape}')
         elif n % size == 0:
             x = x.reshape(*x.shape[:axis], size, n // size, *x.shape[axis + 1 :]).mean(axis + 1)
         elif n != size:
@@ -198,20 +201,28 @@ def _windows(
     for n, k, s, p in zip(shape[1:3], kernel, strides, paddings, strict=True):
         if 2 * p > k:
             raise ValueError(f'padding {p} must be at most half of the kernel size {k}')
-        span = n + 2 * p - k
-        out = (-(-span // s) if ceil_mode else span // s) + 1
-        if out < 1:  # ceil_mode takes an image that is less than a stride too small
+        least = k - s + 1 if ceil_mode else k  # ceil_mode takes an image that is less than a stride too small
+        if surely_less(n + 2 * p, least):
             raise ValueError(f'an image of shape {tuple(shape)} is smaller than the pooling window {kernel}')
-        if ceil_mode and (out - 1) * s >= n + p:  # a window may not start in the padding on the right
-            out -= 1
-        pads.append((p, max(p if not ceil_mode else 0, (out - 1) * s + k - n - p)))
+        pads.append((p, _padding_above(n, k, s, p) if ceil_mode else p))
     return Windows(kernel, strides, tuple(pads))
 
 
-def _counts(n: int, kernel: int, stride: int, pad: int, out: int, include_pad: bool) -> np.ndarray:
-    """How many positions each of the `out` windows of one axis counts."""
-    start = np.arange(out) * stride - pad
-    end = np.minimum(start + kernel, n + pad)
-    if not include_pad:
-        start, end = np.maximum(start, 0), np.minimum(end, n)
-    return end - start
+def _padding_above(n: int, kernel: int, stride: int, pad: int) -> int:
+    """The padding at the end of an axis that ceil_mode needs for its last window."""
+    if not is_concrete(n):
+        raise ValueError(f'ceil_mode=True needs an image of known size; export it with a number in place of {n}')
+    out = -(-(n + 2 * pad - kernel) // stride) + 1
+    if (out - 1) * stride >= n + pad:  # a window may not start in the padding at the end
+        out -= 1
+    return max(0, (out - 1) * stride + kernel - n - pad)
+
+
+def _counts(x: jax.Array, windows: Windows, padding: Pair, include_pad: bool) -> jax.Array:
+    """How many positions each window counts: (1, H', W', 1)."""
+    counted = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+    if include_pad:  # but not what ceil_mode adds
+        counted = jnp.pad(counted, ((0, 0), *((p, p) for p in padding), (0, 0)), constant_values=1)
+        added = [(0, high - p) for (_, high), p in zip(windows.padding, padding, strict=True)]
+        return native_sum_pool(counted, windows._replace(padding=tuple(added)))
+    return native_sum_pool(counted, windows)

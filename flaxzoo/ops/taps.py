@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxzoo.ops.kept import kept
+from flaxzoo.ops.native import Geometry
 from flaxzoo.ops.pairs import Pair
 
 
@@ -29,3 +30,9 @@ def taps(
         for size, k, d, s in zip(x.shape[1:3], kernel, dilation, stride, strict=True)
     )
     return [x[:, row, column] for row in rows for column in columns]
+
+
+def taps_of(x: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> list[jax.Array]:
+    """The taps of a convolution."""
+    padding = tuple((p, p) for p in geometry.padding)
+    return taps(x, kernel_shape[:2], geometry.stride, padding, geometry.dilation)

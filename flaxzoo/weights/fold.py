@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import Jaxpr, JaxprEqn, Var, subjaxprs
 
 from flaxzoo.layers import BatchNorm, Conv2d
+from flaxzoo.ops._jax import Jaxpr, JaxprEqn, Var, inner_jaxprs
 
 Path = tuple[str, ...]
 
@@ -109,7 +109,7 @@ def _pairs(
 def _nested(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
     """`jaxpr` and those within it, such as the blocks of a network with `remat`."""
     yield jaxpr
-    for inner in subjaxprs(jaxpr):
+    for inner in inner_jaxprs(jaxpr):
         yield from _nested(inner)
 
 

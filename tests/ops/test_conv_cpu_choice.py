@@ -8,18 +8,13 @@ import numpy as np
 import pytest
 
 from flaxzoo.ops.conv import conv2d
+from flaxzoo.ops.convolution import Convolution, choose
 from flaxzoo.ops.cpu import conv as conv_cpu
-from flaxzoo.ops.cpu.conv import (
-    depthwise_conv,
-    merged_paired_conv,
-    merged_row_conv,
-    merged_wide_conv,
-    phase_conv,
-    plain_winograd_conv,
-    pointwise_conv,
-)
+from flaxzoo.ops.cpu.conv import plain_winograd_conv, pointwise_conv, tap_kernel_gradient
 from flaxzoo.ops.cpu.dense import column_conv, row_conv, wide_conv
-from flaxzoo.ops.native import Geometry, native_conv
+from flaxzoo.ops.cpu.groups import ROWS_A_SUM, depthwise_conv, depthwise_kernel_gradient
+from flaxzoo.ops.gpu import conv as conv_gpu
+from flaxzoo.ops.native import Geometry, native_conv, native_input_gradient, native_kernel_gradient
 from tests.compiling import jit
 from tests.ops.convolutions import arrays, relative
 
@@ -32,12 +27,9 @@ FLOAT32 = {
     'winograd': ((2, 11, 8, 48), (3, 3, 48, 50), Geometry(padding=(1, 1))),
     'winograd, unpadded': ((2, 11, 8, 48), (3, 3, 48, 50), Geometry(padding=(0, 2))),
     'winograd, too much padding for the gradient': ((2, 5, 8, 48), (3, 3, 48, 50), Geometry(padding=(3, 4))),
-    'winograd, row': ((2, 11, 8, 48), (1, 7, 48, 50), Geometry(padding=(0, 3))),
+    'winograd, row': ((2, 11, 8, 48), (1, 3, 48, 50), Geometry(padding=(0, 1))),
     'winograd, column': ((2, 11, 8, 48), (3, 1, 48, 50), Geometry(padding=(1, 0))),
-    'winograd, long column': ((2, 11, 8, 48), (7, 1, 48, 50), Geometry(padding=(3, 0))),
-    'winograd, five taps': ((2, 11, 8, 48), (5, 5, 48, 50), Geometry(padding=(2, 2))),
-    'winograd, strided': ((2, 11, 8, 96), (3, 3, 96, 97), Geometry(stride=(2, 2), padding=(1, 1))),
-    'winograd, strided and unpadded': ((2, 12, 9, 96), (3, 3, 96, 97), Geometry(stride=(2, 2))),
+    'many channels, strided': ((2, 11, 8, 96), (3, 3, 96, 97), Geometry(stride=(2, 2), padding=(1, 1))),
     'wide': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(padding=(1, 1))),
     'wide, unpadded': ((2, 11, 9, 20), (5, 3, 20, 20), Geometry()),
     'wide, dilated': ((2, 11, 9, 20), (3, 3, 20, 20), Geometry(padding=(1, 1), dilation=(2, 2))),
@@ -62,7 +54,7 @@ FLOAT32 = {
 
 
 @pytest.mark.parametrize('case', FLOAT32)
-def test_the_chosen_lowering_in_float32(case):
+def test_the_chosen_lowering_in_float32(measured, case):
     """Much is chosen for float32 alone; the errors against float64 must be those of float32's rounding."""
     x_shape, kernel_shape, geometry = FLOAT32[case]
     x, kernel = arrays(x_shape, kernel_shape)
@@ -81,37 +73,113 @@ def test_the_chosen_lowering_in_float32(case):
         assert relative(a, b) < 2e-6
 
 
+def table_row(table, case: str, images: int = 1000):
+    """What a table has for such a convolution of many images."""
+    x, kernel, geometry = FLOAT32[case]
+    return choose(table, Convolution((images, *x[1:]), kernel, jnp.dtype(jnp.float32), geometry)).compute
+
+
 CHOSEN = {
     'pointwise': pointwise_conv,
     'winograd': plain_winograd_conv,
     'winograd, row': plain_winograd_conv,
-    'winograd, long column': plain_winograd_conv,
-    'winograd, five taps': plain_winograd_conv,
-    'winograd, strided': phase_conv,
+    'many channels, strided': row_conv,
     'wide': wide_conv,
     'row': row_conv,
     'column': column_conv,
     'thin': row_conv,
-    'thin, stride 1': row_conv,
+    'thin, stride 1': native_conv,
     'large stem': row_conv,
     'strided': row_conv,
     'strided and dilated': row_conv,
     'depthwise': depthwise_conv,
-    'depthwise, stride 1': depthwise_conv,
-    'grouped': merged_paired_conv,
-    'grouped, strided': merged_paired_conv,
-    'grouped, dilated': merged_wide_conv,
-    'very many groups': merged_wide_conv,  # whose pairs would be of so many channels that YNNPACK got them
-    'wide groups': merged_wide_conv,
-    'wide groups, strided': merged_row_conv,
+    'grouped': conv_cpu.paired_inference,
+    'grouped, strided': conv_cpu.paired_inference,
+    'grouped, dilated': conv_cpu.wide_inference,
+    'very many groups': conv_cpu.wide_inference,  # whose pairs would be of so many channels that YNNPACK got them
+    'wide groups': conv_cpu.wide_inference,
+    'wide groups, strided': conv_cpu.row_inference,
 }
 
 
 @pytest.mark.parametrize('case', CHOSEN)
-def test_the_lowering_is_the_one_that_was_measured_to_be_fast(case):
+def test_the_lowering_is_the_one_that_was_measured_to_be_fast(measured, case):
     """All give the same numbers, so that no other test would see a slow one chosen."""
-    _, kernel_shape, geometry = FLOAT32[case]
-    assert conv_cpu._forward(jax.ShapeDtypeStruct(kernel_shape, jnp.float32), geometry) is CHOSEN[case]
+    assert table_row(conv_cpu.FORWARD, case) is CHOSEN[case]
+
+
+CHOSEN_GRADIENTS = {
+    'pointwise': tap_kernel_gradient,
+    'winograd': conv_cpu.plain_winograd_gradient,
+    'winograd, column': conv_cpu.plain_winograd_gradient,
+    'strided': tap_kernel_gradient,
+    'many channels, strided': tap_kernel_gradient,
+    'wide': native_kernel_gradient,  # over so small an image
+    'depthwise': depthwise_kernel_gradient,
+}
+
+
+@pytest.mark.parametrize('case', CHOSEN_GRADIENTS)
+def test_the_kernel_gradient_is_the_one_of_the_table(measured, case):
+    assert table_row(conv_cpu.KERNEL_GRADIENT, case) is CHOSEN_GRADIENTS[case]
+
+
+@pytest.mark.parametrize(
+    ('case', 'gradient'),
+    [
+        ('pointwise, strided', conv_cpu.by_phases),
+        ('winograd', conv_cpu.by_phases),
+        ('strided', native_input_gradient),
+        ('strided and dilated', native_input_gradient),
+        ('depthwise', conv_cpu.by_phases),
+    ],
+)
+def test_the_input_gradient_is_the_one_of_the_table(measured, case, gradient):
+    assert table_row(conv_cpu.INPUT_GRADIENT, case) is gradient
+
+
+@pytest.mark.parametrize('case', ['winograd', 'wide', 'row', 'column', 'thin', 'strided', 'large stem'])
+def test_small_convolutions_are_xlas_own(case):
+    """Compiling another one would take longer than it saves in hundreds of calls."""
+    assert table_row(conv_cpu.FORWARD, case, 1) is native_conv
+    assert table_row(conv_cpu.KERNEL_GRADIENT, case, 1) is native_kernel_gradient
+    assert table_row(conv_cpu.INPUT_GRADIENT, case, 1) is native_input_gradient
+
+
+def test_small_grouped_convolutions_are_one_dense_convolution():
+    """XLA's own gradients are hundreds of times slower."""
+    for table in (conv_cpu.FORWARD, conv_cpu.DIFFERENTIATED):
+        assert table_row(table, 'grouped', 1) is conv_cpu.dense_block_conv
+    program = str(kernel_gradient_jaxpr('grouped'))
+    assert program.count(' conv_general_dilated[') == 1
+    assert 'feature_group_count=1\n' in program
+
+
+def test_an_input_gradient_that_ends_xla_is_computed_by_phases():
+    """As small as it may be: XLA would not raise, but end the process."""
+    geometry = Geometry((2, 2), (1, 1))
+    c = Convolution((1, 3, 4, 1), (3, 2, 1, 1), jnp.dtype(jnp.float32), geometry)
+    assert choose(conv_cpu.INPUT_GRADIENT, c).compute is conv_cpu.by_phases
+
+
+UNLIKELY = ((2, 11, 9, 8), (3, 3, 1, 8), Geometry((2, 2), (1, 1), (2, 2), 8))  # depthwise, strided and dilated
+
+
+@pytest.mark.parametrize('name', ['FORWARD', 'DIFFERENTIATED', 'INPUT_GRADIENT', 'KERNEL_GRADIENT'])
+@pytest.mark.parametrize('tables', [conv_cpu, conv_gpu], ids=['cpu', 'gpu'])
+def test_every_row_of_a_table_is_reached(monkeypatch, tables, name):
+    """By one of the cases, in some dtype and size: a row behind a more general one would never be."""
+    table = getattr(tables, name, None)
+    if table is None:
+        pytest.skip('the same table as FORWARD')
+    shapes = [(x, k, g) for x, k, g in FLOAT32.values()]
+    shapes += [((*x[:1], 40, 40, x[3]), k, g) for x, k, g in shapes] + [UNLIKELY]
+    dtypes = [jnp.dtype(dtype) for dtype in ('float32', 'float64', 'bfloat16')]
+    reached = []
+    for small in (1, conv_cpu.SMALL):
+        monkeypatch.setattr(conv_cpu, 'SMALL', small)
+        reached += [choose(table, Convolution(x, k, dtype, g)) for x, k, g in shapes for dtype in dtypes]
+    assert [row for row in table if row not in reached] == []
 
 
 def test_a_convolution_is_computed_differently_when_it_is_differentiated():
@@ -122,25 +190,25 @@ def test_a_convolution_is_computed_differently_when_it_is_differentiated():
     assert [eqn.primitive.name for eqn in jax.make_jaxpr(conv)(x, kernel).eqns] == ['conv2d']
 
 
-def arrays_of(case: str) -> list[jax.core.ShapedArray]:
+def arrays_of(case: str) -> list[jax.ShapeDtypeStruct]:
     """x, kernel and cotangent."""
     *shapes, geometry = FLOAT32[case]
-    x, kernel = (jax.core.ShapedArray(shape, jnp.float32) for shape in shapes)
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     return [x, kernel, jax.eval_shape(partial(native_conv, geometry=geometry), x, kernel)]
 
 
 def input_gradient_jaxpr(case: str):
     x, kernel, cotangent = arrays_of(case)
-    return jax.make_jaxpr(partial(conv_cpu.input_gradient, like=x, geometry=FLOAT32[case][2]))(cotangent, kernel)
+    return jax.make_jaxpr(partial(conv_cpu.input_gradient, aval=x, geometry=FLOAT32[case][2]))(cotangent, kernel)
 
 
 def kernel_gradient_jaxpr(case: str):
     x, kernel, cotangent = arrays_of(case)
-    return jax.make_jaxpr(partial(conv_cpu.kernel_gradient, like=kernel, geometry=FLOAT32[case][2]))(x, cotangent)
+    return jax.make_jaxpr(partial(conv_cpu.kernel_gradient, aval=kernel, geometry=FLOAT32[case][2]))(x, cotangent)
 
 
 @pytest.mark.parametrize(('case', 'count'), [('thin', 2), ('large stem', 2), ('grouped', 4), ('wide groups', 2)])
-def test_a_convolution_and_its_kernel_gradient_read_the_same_kept_arrays(case, count):
+def test_a_convolution_and_its_kernel_gradient_read_the_same_kept_arrays(measured, case, count):
     """The padded image, joined rows, cut pieces: the gradient transposes them, and would compute each element anew."""
     x, kernel, cotangent = arrays_of(case)
 
@@ -159,15 +227,12 @@ def test_a_convolution_and_its_kernel_gradient_read_the_same_kept_arrays(case, c
         ('thin, stride 1', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('row', {'dot_general': 0, 'conv_general_dilated': 1}),
         ('column', {'dot_general': 0, 'conv_general_dilated': 1}),
-        ('winograd', {'dot_general': 16, 'conv_general_dilated': 0}),
-        ('winograd, column', {'dot_general': 4, 'conv_general_dilated': 0}),
-        ('winograd, five taps', {'dot_general': 49, 'conv_general_dilated': 0}),
-        ('winograd, strided', {'dot_general': 16, 'conv_general_dilated': 0}),  # 9, 3, 3 and 1 of the phases
-        ('winograd, long column', {'dot_general': 0, 'conv_general_dilated': 1}),
+        ('winograd', {'dot_general': 2, 'conv_general_dilated': 0}),  # the products, and the taps of their points
+        ('strided', {'dot_general': 9, 'conv_general_dilated': 0}),
         ('wide groups', {'pad': 2, 'conv_general_dilated': 2}),  # a widened image would be padded too
     ],
 )
-def test_the_kernel_gradient_is_the_one_that_was_measured_to_be_fast(case, operations):
+def test_what_the_kernel_gradient_is_made_of(measured, case, operations):
     program = str(kernel_gradient_jaxpr(case))
     assert {operation: program.count(f' {operation}[') for operation in operations} == operations
 
@@ -181,15 +246,18 @@ def test_a_depthwise_input_gradient_is_a_depthwise_convolution(case):
     assert len(pads) <= np.prod(FLOAT32[case][2].stride)  # one a phase
 
 
-@pytest.mark.parametrize('case', ['strided', 'thin', 'large stem'])
-def test_an_input_gradient_multiplies_no_inserted_zeros(case):
-    program = input_gradient_jaxpr(case)
+def test_an_input_gradient_in_float64_multiplies_no_inserted_zeros(measured):
+    """XLA's own would, in plain loops."""
+    x_shape, kernel_shape, geometry = FLOAT32['strided']
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float64) for shape in (x_shape, kernel_shape))
+    cotangent = jax.eval_shape(partial(native_conv, geometry=geometry), x, kernel)
+    program = jax.make_jaxpr(partial(conv_cpu.input_gradient, aval=x, geometry=geometry))(cotangent, kernel)
     found = [eqn.params for eqn in program.eqns if eqn.primitive.name == 'conv_general_dilated']
     assert found
     assert {factor for params in found for factor in params['lhs_dilation']} == {1}
 
 
-def test_rows_are_joined_by_a_sum():
+def test_rows_are_joined_by_a_sum(measured):
     """XLA and LLVM make slow code of their concatenation."""
     x_shape, kernel_shape, geometry = FLOAT32['large stem']
     arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape))
@@ -204,7 +272,7 @@ def test_padded_pixels_of_a_depthwise_convolution_are_kept():
     assert str(jax.make_jaxpr(partial(conv_cpu.conv, geometry=geometry))(*arrays)).count('= kept ') == 1
 
 
-def test_one_dimensional_convolutions_have_kernel_gradients_of_one_dimension():
+def test_one_dimensional_convolutions_have_kernel_gradients_of_one_dimension(measured):
     """XLA's two-dimensional ones are slower."""
     for case in 'large stem', 'row', 'column':
         (found,) = [eqn for eqn in kernel_gradient_jaxpr(case).eqns if eqn.primitive.name == 'conv_general_dilated']
@@ -215,11 +283,13 @@ def test_a_depthwise_kernel_gradient_sums_few_rows_at_a_time():
     """LLVM computes only a short sum for many channels at once."""
     (found,) = [eqn for eqn in kernel_gradient_jaxpr('depthwise').eqns if eqn.primitive.name == 'reduce']
     (axis,) = found.params['dimensions']
-    assert found.invars[0].aval.shape[axis] == conv_cpu.ROWS_A_SUM
+    assert found.invars[0].aval.shape[axis] == ROWS_A_SUM
 
 
-@pytest.mark.parametrize('case', FLOAT32)
-def test_no_forward_convolution_of_float32_is_left_to_ynnpack(case):
+@pytest.mark.parametrize(
+    'case', ['pointwise', 'wide', 'row', 'column', 'large stem', 'strided', 'grouped', 'depthwise']
+)
+def test_these_convolutions_of_float32_are_not_left_to_ynnpack(measured, case):
     """Which XLA would call for two-dimensional convolutions and matrix products, and which is slower."""
     x_shape, kernel_shape, geometry = FLOAT32[case]
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape)]

@@ -28,7 +28,7 @@ def test_pointwise_input_gradient(case):
     with jax.enable_x64(True):
         x, kernel, cotangent = arrays(x_shape, kernel_shape, (*x_shape[:3], kernel_shape[3]))
         both = [
-            jit(partial(gradient, like=jax.typeof(x), geometry=geometry))(cotangent, kernel)
+            jit(partial(gradient, aval=jax.typeof(x), geometry=geometry))(cotangent, kernel)
             for gradient in (pointwise_input_gradient, native_input_gradient)
         ]
         assert_equal(*both)

@@ -54,7 +54,7 @@ TRANSFORMATIONS = {
 
 @pytest.mark.parametrize('transformation', TRANSFORMATIONS)
 @pytest.mark.parametrize('case', CASES)
-def test_every_transformation_of_jax(case, transformation):
+def test_every_transformation_of_jax(measured, case, transformation):
     x_shape, kernel_shape, geometry = CASES[case]
     x, kernel = arrays(x_shape, kernel_shape)
     transform = TRANSFORMATIONS[transformation]
@@ -81,7 +81,7 @@ def test_explicit_sharding(case):
         ({'kernel_size': 1, 'padding': 0}, '[b, 0, 1, f]'),
     ],
 )
-def test_gpus_and_tpus_keep_the_native_convolution(fields, plain):
+def test_gpus_and_tpus_keep_the_native_convolution(measured, fields, plain):
     """The slow lowering is replaced on the CPU, and only there: other platforms see one plain convolution."""
     layer = Conv2d(8, **{'kernel_size': 3, 'padding': 1, **fields})
     x = jnp.zeros((1, 8, 8, 8), jnp.float32)

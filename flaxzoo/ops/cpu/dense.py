@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxzoo.ops.convolution import Convolution
 from flaxzoo.ops.kept import kept
 from flaxzoo.ops.native import Geometry
 from flaxzoo.ops.taps import taps
@@ -39,7 +40,7 @@ def paired_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.A
     width, outputs = kernel.shape[1], kernel.shape[3]
     (down, right), (above, beside), (dilation, _), _ = geometry
     both = [jnp.pad(kernel, ((0, 0), (first, right - first), (0, 0), (0, 0))) for first in (0, right)]
-    pairs = -(-sizes(x, kernel, geometry)[1] // 2)
+    pairs = -(-Convolution.of(x, kernel, geometry).sizes[1] // 2)
     y = lax.conv_general_dilated(
         x,
         jnp.concatenate(both, -1),
@@ -77,16 +78,7 @@ def column_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.A
     return row_conv(x.swapaxes(1, 2), kernel.swapaxes(0, 1), geometry=turned).swapaxes(1, 2)
 
 
-def sizes(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> list[int]:
-    """Height and width of the convolution's result."""
-    axes = zip(x.shape[1:3], kernel.shape[:2], *geometry[:3], strict=True)
-    return [
-        (size + 2 * padding - dilation * (length - 1) - 1) // stride + 1
-        for size, length, stride, padding, dilation in axes
-    ]
-
-
 def cut(y: jax.Array, x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """`y` without the rows and columns that are not the convolution's."""
-    height, width = sizes(x, kernel, geometry)
+    height, width = Convolution.of(x, kernel, geometry).sizes
     return y[:, :height, :width]
