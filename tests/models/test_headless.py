@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import flaxzoo
+import reference
 from flaxzoo.analysis.parity import compare, randomise
-from tests import reference
 from tests.models.cases import images, shapes
 
 HEADS = ('fc', 'classifier', 'last_linear', 'logits', 'classif', 'AuxLogits', 'aux1', 'aux2')
