@@ -115,7 +115,7 @@ def _pairs(
 def _foldable(module: nn.Module) -> bool:
     """Whether `module` is a convolution or a batch norm that computes what its parameters say.
 
-    A subclass does if it inherits the call or says `foldable = True` itself: with a call of its own it may, for example,
+    A subclass does if it inherits the call or says `foldable = True` itself: a call of its own may, for example,
     standardise the kernel first.
     """
     kind = type(module)
