@@ -132,8 +132,8 @@ def validate(config: ConfigDict) -> ConfigDict:
         if not _is_json(value):
             raise ConfigError(
                 f'config.model_fields.{field} is {value!r}, which a run cannot record: fields of the network are '
-                'numbers, strings, booleans, None and tuples of them. config.sync_batch_norm and config.freeze_batch_norm say '
-                'how BatchNorm trains'
+                'numbers, strings, booleans, None and tuples of them. How BatchNorm trains is said by '
+                'config.sync_batch_norm and config.freeze_batch_norm'
             )
     if config.crop == 'resized' and not config.image_size:
         raise ConfigError("config.crop = 'resized' needs config.image_size")
