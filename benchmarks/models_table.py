@@ -14,10 +14,10 @@ import sys
 import jax
 
 import flaxzoo
+import reference
 from benchmarks.timing import table
 from flaxzoo.analysis.parity import compare, randomise
 from flaxzoo.analysis.summary import summarize
-from tests import reference
 from tests.models.cases import images, labels
 
 

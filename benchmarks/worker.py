@@ -84,7 +84,7 @@ def torch_step(
     """The same by torch, channels last; half precision by autocast, as torch's users train, and cuDNN's fastest."""
     import torch
 
-    from tests import reference
+    import reference
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True

@@ -1,5 +1,6 @@
 """The image-classification networks PyTorch users know, in JAX/Flax, proven equal and trainable."""
 
+from flaxzoo.analysis.fold import fold_batch_norm
 from flaxzoo.feature_maps import FeatureExtractor, feature_info, feature_names, features
 from flaxzoo.initialisation import init
 from flaxzoo.layers.network import with_policy
@@ -10,7 +11,6 @@ from flaxzoo.transforms import transforms
 from flaxzoo.weights.convert import ConversionError, from_torch, to_torch
 from flaxzoo.weights.errors import DownloadError, WeightsError
 from flaxzoo.weights.files import read_weights
-from flaxzoo.weights.fold import fold_batch_norm
 from flaxzoo.weights.load import load, load_with_report
 from flaxzoo.weights.save import save
 

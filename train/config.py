@@ -50,7 +50,7 @@ def default_config() -> ConfigDict:
     config.model = ''
     config.model_fields = ConfigDict()
     config.init_from = ''  # weights for flaxzoo.load: a tag like 'IMAGENET1K_V2' or a file; '' starts at random
-    config.freeze = ()  # torch-name wildcards of parameters that stay as they are: ('conv1.*', 'layer1.*')
+    config.freeze = ()  # torch-name wildcards of parameters that stay as they are: ('conv1.weight', 'layer1.*')
     config.freeze_batch_norm = False  # keep and use the running statistics while training
     config.sync_batch_norm = True  # statistics of the batch on all devices; False: each device's own part
     config.dtype = 'float32'  # of the computation; parameters are float32
@@ -76,7 +76,7 @@ def default_config() -> ConfigDict:
     config.momentum = 0.9
     config.nesterov = False
     config.weight_decay = 1e-4
-    config.decay_norm_and_bias = False
+    config.decay_norm_and_bias = False  # True: all decay, also vectors and what the network excludes from it
     config.clip_norm = 0.0  # the gradient's global norm at most; 0 is off
     config.label_smoothing = 0.0
     config.schedule = 'cosine'
@@ -128,9 +128,24 @@ def validate(config: ConfigDict) -> ConfigDict:
     for field in ('momentum', 'label_smoothing', 'ema_decay'):
         if not 0 <= config[field] < 1:
             raise ConfigError(f'config.{field} must be at least 0 and below 1, got {config[field]!r}')
+    for field, value in config.model_fields.to_dict().items():
+        if not _is_json(value):
+            raise ConfigError(
+                f'config.model_fields.{field} is {value!r}, which a run cannot record: fields of the network are '
+                'numbers, strings, booleans, None and tuples of them. How BatchNorm trains is said by '
+                'config.sync_batch_norm and config.freeze_batch_norm'
+            )
     if config.crop == 'resized' and not config.image_size:
         raise ConfigError("config.crop = 'resized' needs config.image_size")
     return config
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

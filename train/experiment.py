@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -61,15 +62,22 @@ def build(config: ConfigDict) -> Experiment:
     shape = image_shape(config, data)
     model = build_model(config, len(data.class_names))
     schedule = make_schedule(config, partial(steps_of, images=len(data.train), batch_size=config.batch_size))
-    tx = make_optimizer(config, schedule, abstract_variables(model, shape)['params'])
+    tx = optimizer(config, schedule, model, abstract_variables(model, shape))
     return Experiment(config, data, shape, model, tx, schedule, parallel)
 
 
 def abstract_state(config: ConfigDict, model: nn.Module, shape: tuple[int, int, int]) -> TrainState:
     """The shapes and dtypes of a run's state for images (H, W, C); takes no data set and no computation."""
     variables = abstract_variables(model, shape)
-    tx = make_optimizer(config, optax.constant_schedule(0.0), variables['params'])
+    tx = optimizer(config, optax.constant_schedule(0.0), model, variables)
     return jax.eval_shape(partial(make_state, tx=tx, ema_decay=config.ema_decay), variables)
+
+
+def optimizer(
+    config: ConfigDict, schedule: optax.Schedule, model: nn.Module, variables: Any
+) -> optax.GradientTransformation:
+    """The optimiser for a network's variables; their arrays are not needed."""
+    return make_optimizer(config, schedule, variables['params'], getattr(model, 'no_weight_decay', ()))
 
 
 def steps_of(epochs: float, images: int, batch_size: int) -> int:

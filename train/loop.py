@@ -80,6 +80,7 @@ class _Run:
             seed=self.config.seed,
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
+            freeze=self.config.freeze,
         )
         self.train_step = self.parallel.compile(train_step, donate_state=True)
         self.eval_step = self.parallel.compile(make_eval_step(experiment.model, normaliser(self.config)))

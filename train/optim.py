@@ -1,27 +1,31 @@
-"""Optimisers, schedules and which parameters they touch, with torch's conventions."""
+"""Optimisers and schedules, with torch's conventions."""
 
-import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import jax
 import optax
+from flax.traverse_util import path_aware_map
 from ml_collections import ConfigDict
 
-from flaxzoo.registry import suggest
-from train.config import ConfigError
+from train.parameters import decayed_paths, frozen_paths
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
-    """The optimiser of a config for `params` (only their names are used).
+def make_optimizer(
+    config: ConfigDict, schedule: optax.Schedule, params: Any, no_weight_decay: Iterable[str] = ()
+) -> optax.GradientTransformation:
+    """The optimiser of a config for `params` (only their names and shapes are used).
 
     The order is torch's: the gradient's norm is clipped, then the optimiser works. SGD takes weight decay in the
     coupled form (decay * weight is added to the gradient before momentum), AdamW in the decoupled one. Frozen
     parameters get no update, no decay and no optimiser state, and do not count in the norm.
+
+    Args:
+      no_weight_decay: the network's; torch-name wildcards of parameters that do not decay though they are no vectors.
     """
+    paths = decayed_paths(params, no_weight_decay)
 
     def decayed(params: Any) -> Any:
-        return jax.tree.map_with_path(lambda path, _: config.decay_norm_and_bias or _is_weight(path), params)
+        return path_aware_map(lambda path, _: config.decay_norm_and_bias or path in paths, params)
 
     if config.optimizer == 'sgd':
         rule = optax.chain(
@@ -33,7 +37,8 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
     if config.clip_norm:
         rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
     if config.freeze:
-        labels = _frozen_or_trained(params, config.freeze)
+        frozen = frozen_paths(params, config.freeze)
+        labels = path_aware_map(lambda path, _: 'frozen' if path in frozen else 'trained', params)
         rule = optax.multi_transform({'trained': rule, 'frozen': optax.set_to_zero()}, labels)
     return rule
 
@@ -56,25 +61,3 @@ def make_schedule(config: ConfigDict, steps_of: Any) -> optax.Schedule:
         return main
     # The first step is one notch up, not at zero: no step is wasted.
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), main], [warmup])
-
-
-def _is_weight(path: jax.tree_util.KeyPath) -> bool:
-    return path[-1].key not in ('scale', 'bias')
-
-
-def _frozen_or_trained(params: Any, patterns: Sequence[str]) -> Any:
-    """'frozen' or 'trained' for each parameter; a pattern that names no parameter is a ConfigError."""
-    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise ConfigError(f'config.freeze: no parameter is named {pattern!r}{suggest(pattern, names)}')
-
-    def label(path: jax.tree_util.KeyPath, _: Any) -> str:
-        return 'frozen' if any(fnmatch.fnmatchcase(_name(path), pattern) for pattern in patterns) else 'trained'
-
-    return jax.tree.map_with_path(label, params)
-
-
-def _name(path: jax.tree_util.KeyPath) -> str:
-    """A parameter's path joined by dots: torch's name, but for the last part (kernel, scale)."""
-    return '.'.join(key.key for key in path)

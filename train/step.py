@@ -3,15 +3,17 @@
 `parallel.py` maps them over devices. Images arrive as uint8 and are augmented and normalised here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
+from train.parameters import frozen_paths
 from train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -27,12 +29,14 @@ def make_train_step(
     seed: int = 0,
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
+    freeze: Sequence[str] = (),
 ) -> Step:
     """(state, batch) -> (state, metrics), to be mapped over an axis 'batch' of devices.
 
     Args:
       augment: (keys (n,), uint8 images (n, H, W, C)) -> images.
       normalise: images -> floating images in the dtype of the computation.
+      freeze: the config's; no gradient of these parameters is computed, and `tx` gives them no update.
 
     A device's `batch` is {'image': uint8 (n, H, W, C), 'label': int (n,)}; metrics are scalars over all devices.
     Augmentation depends on (seed, step, row of the global batch), so it is the same for any number of devices;
@@ -46,8 +50,11 @@ def make_train_step(
         images = normalise(augment(jax.vmap(jax.random.fold_in, (None, 0))(augment_key, rows), images))
         dropout_key = jax.random.fold_in(dropout_key, lax.axis_index('batch'))
 
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            variables = {'params': params, 'batch_stats': state.batch_stats}
+        trained = flatten_dict(state.params)
+        frozen = {path: trained.pop(path) for path in frozen_paths(state.params, freeze)}
+
+        def loss_fn(trained: dict[tuple, jax.Array]) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+            variables = {'params': unflatten_dict(trained | frozen), 'batch_stats': state.batch_stats}
             outputs, updated = model.apply(
                 variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': dropout_key}
             )
@@ -57,18 +64,20 @@ def make_train_step(
                 loss += model.aux_weight * cross_entropy(aux, label, label_smoothing).mean()
             return loss, (updated.get('batch_stats', {}), logits)
 
-        (loss, (batch_stats, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, (batch_stats, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
         accuracy = (logits.argmax(-1) == label).mean()
         # Without synchronised BatchNorm the devices' running statistics differ. Their update is linear and training
         # does not read them, so averaging at each step gives what averaging once before evaluation would.
         grads, batch_stats, loss, accuracy = lax.pmean((grads, batch_stats, loss, accuracy), 'batch')
+        grad_norm = optax.tree.norm(grads)
+        grads = unflatten_dict(grads | jax.tree.map(jnp.zeros_like, frozen))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - ema_decay)
         state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-        return state, {'loss': loss, 'accuracy': accuracy, 'grad_norm': optax.tree.norm(grads)}
+        return state, {'loss': loss, 'accuracy': accuracy, 'grad_norm': grad_norm}
 
     return train_step
 

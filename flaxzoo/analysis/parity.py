@@ -4,7 +4,7 @@ Modules are matched by name, which flaxzoo shares with torch. Both sides compute
 that what remains of a correct port is rounding, about 1e-14.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax.traverse_util import flatten_dict
 
-from flaxzoo.layers import Dropout, StochasticDepth
-from flaxzoo.weights.convert import from_torch, to_torch
+from flaxzoo.analysis.flax_side import run_flax
+from flaxzoo.analysis.torch_side import randomise, run_torch
+from flaxzoo.weights.convert import from_torch
+
+__all__ = ['Report', 'Row', 'compare', 'randomise']
 
 # A tensor much smaller than the largest of its kind is compared with this share of that one: the gradient of a bias
 # before a BatchNorm is zero in theory and noise in practice, up to 1e-15 of the largest gradient (VGG, BN-Inception).
@@ -26,19 +27,29 @@ FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class Row:
-    """One compared tensor: `kind` is output, loss, gradient or statistic, `error` is max|a - b| / max|b|."""
+    """One compared tensor: `kind` is output, loss, gradient or statistic, `error` is max|a - b| / max|b|.
+
+    `shape` is ours. `ambiguous`: torch's tensor has this shape whether its channels are first or last, and the reading
+    with the smaller error counts. Images that are not square leave nothing ambiguous.
+    """
 
     kind: str
     name: str
     shape: tuple[int, ...]
     error: float
+    ambiguous: bool = False
 
 
 @dataclass(frozen=True)
 class Report:
-    """Compared tensors in the order in which torch computes them."""
+    """Compared tensors in the order in which torch computes them.
+
+    `unmatched` names modules of ours whose output torch does not show, such as a linear layer whose weights torch's
+    attention reads without calling it; their gradients are compared like all others.
+    """
 
     rows: Sequence[Row]
+    unmatched: Sequence[str] = ()
 
     @property
     def error(self) -> float:
@@ -50,7 +61,11 @@ class Report:
         return next((row for row in self.rows if not row.error <= tolerance), None)
 
     def __str__(self) -> str:
-        lines = [f'{row.error:10.2e}  {row.kind:9}  {row.name}  {row.shape}' for row in self.rows]
+        lines = [
+            f'{row.error:10.2e}  {row.kind:9}  {row.name}  {row.shape}' + ('  channels first or last' * row.ambiguous)
+            for row in self.rows
+        ]
+        lines += [f'         -  output     {name}  not in torch' for name in self.unmatched]
         return '\n'.join([*lines, f'{self.error:10.2e}  largest of {len(self.rows)}'])
 
 
@@ -66,147 +81,71 @@ def compare(
     """Runs both networks with the torch module's weights on the same images and compares what they compute.
 
     In training mode dropout and stochastic depth are off on both sides, the loss is the cross-entropy of the logits
-    plus that of each auxiliary head, and gradients and running statistics after the step are compared too.
+    plus that of each auxiliary head, and gradients and running statistics after the step are compared too. A parameter
+    that has no gradient in torch must have a zero one here. Of a module that returns several tensors the first is
+    compared. Torch's outputs may have their channels first or last.
 
     Args:
-      model: the flax network.
+      model: any linen module, called on `x`, with `train=train` if it takes that.
       module: the `torch.nn.Module` it reimplements; left as it was.
-      x: images (N, H, W, C).
+      x: images (N, H, W, C), which torch gets as (N, C, H, W); an array of another rank is the same for both.
       train: one training step instead of an evaluation.
-      labels: class indices (N,), needed if `train`.
+      labels: class indices (N,), if and only if `train`.
       dtype: 'float64' or 'float32', on both sides.
+
+    Raises:
+      ConversionError: the torch module's weights do not fit the model.
+      ValueError: labels are missing, not wanted or no class indices; the model draws random numbers other than those
+        of a dropout.
     """
+    if dtype not in ('float64', 'float32'):
+        raise ValueError(f"dtype is 'float64' or 'float32', got {dtype!r}")
     x = np.asarray(x, dtype)
+    labels = _checked(labels, train, len(x))
     with jax.enable_x64(dtype == 'float64'):
         variables = from_torch(model, module.state_dict(), input_shape=x.shape)
         variables = jax.tree.map(lambda a: a.astype(dtype), variables)
-        ours = _run_flax(model, variables, jnp.asarray(x), labels if train else None)
-        ours = {kind: jax.tree.map(np.asarray, tensors) for kind, tensors in ours.items()}
-    theirs = _run_torch(module, x, labels if train else None)
+        theirs = run_torch(module, x, labels)
+        ours = run_flax(model, variables, jnp.asarray(x), labels)
+    unmatched = {kind: tuple(name for name in ours[kind] if name not in theirs[kind]) for kind in theirs}
+    for kind in ('gradient', 'statistic'):
+        if unmatched.get(kind):
+            raise ValueError(f'the torch module has no {kind} for {", ".join(unmatched[kind])}')
+    rows = [row for kind in theirs for row in _rows(kind, ours[kind], theirs[kind])]
+    return Report(rows, unmatched['output'])
+
+
+def _checked(labels: Any, train: bool, count: int) -> np.ndarray | None:
+    """`labels` as an array, or an error if they do not fit `count` images."""
+    if not train:
+        if labels is not None:
+            raise ValueError('labels are for a training step: train=True is missing')
+        return None
+    if labels is None:
+        raise ValueError('a training step needs labels: class indices (N,)')
+    labels = np.asarray(labels)
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f'labels are {count} class indices, one an image, got an array of {labels.dtype}{list(labels.shape)}'
+        )
+    return labels
+
+
+def _rows(kind: str, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> list[Row]:
+    names = [name for name in theirs if name in ours]
+    floor = FLOOR * max((np.abs(theirs[name]).max(initial=0) for name in names), default=0)
     rows = []
-    for kind, tensors in theirs.items():
-        unmatched = set(ours[kind]) - set(tensors)
-        if unmatched:
-            raise ValueError(f'the torch module has no {kind} for {sorted(unmatched)}')
-        floor = FLOOR * max((np.abs(t).max(initial=0) for name, t in tensors.items() if name in ours[kind]), default=0)
-        for name, expected in tensors.items():
-            if name in ours[kind]:
-                rows.append(Row(kind, name, expected.shape, _error(ours[kind][name], expected, floor)))
-    return Report(rows)
-
-
-def randomise(module: Any, seed: int = 0) -> Any:
-    """Draws what a fresh torch module has at 0 or 1: running statistics, affine terms, biases and an all-zero head.
-
-    Without this a comparison proves little: fresh networks hide most mistakes. Changes `module` and returns it.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(tensor: Any, low: float, high: float) -> None:
-        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            last = name.split('.')[-1]
-            if last == 'running_var' or (last == 'weight' and tensor.ndim == 1):
-                uniform(tensor, 0.5, 1.5)
-            elif last in ('running_mean', 'bias') or (tensor.ndim > 1 and not tensor.any()):
-                uniform(tensor, -0.2, 0.2)
-    return module
+    for name in names:
+        readings = [theirs[name]]
+        if kind == 'output' and theirs[name].ndim > 2:
+            readings.append(np.moveaxis(theirs[name], 1, -1))
+        fitting = [reading for reading in readings if reading.shape == ours[name].shape]
+        error = min((_error(ours[name], reading, floor) for reading in fitting), default=np.inf)
+        rows.append(Row(kind, name, ours[name].shape, error, len(fitting) > 1))
+    return rows
 
 
 def _error(ours: np.ndarray, theirs: np.ndarray, floor: float) -> float:
-    if ours.shape != theirs.shape:
-        return np.inf
     scale = max(np.abs(theirs).max(initial=0), floor)
     difference = np.abs(ours - theirs).max(initial=0)
     return float(difference / scale) if scale else float(difference)
-
-
-def _run_flax(
-    model: nn.Module, variables: Mapping[str, Any], x: jax.Array, labels: np.ndarray | None
-) -> dict[str, dict[str, jax.Array]]:
-    train = labels is not None
-
-    def without_dropout(call, args, kwargs, context):
-        off = isinstance(context.module, (Dropout, StochasticDepth)) and context.method_name == '__call__'
-        return args[0] if off else call(*args, **kwargs)
-
-    def forward(params: Any, x: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        with nn.intercept_methods(without_dropout):
-            out, state = model.apply(
-                {**variables, 'params': params},
-                x,
-                train=train,
-                capture_intermediates=True,
-                mutable=['intermediates', 'batch_stats'],
-            )
-        heads = _heads(out)
-        loss = sum(optax.softmax_cross_entropy_with_integer_labels(h, labels).mean() for h in heads) if train else 0.0
-        return loss, {**state, 'logits': heads}
-
-    # Compiling is most of the time of a comparison; float64 checks the mathematics, not the compiler's speed.
-    options = {'xla_backend_optimization_level': 0} if x.dtype == jnp.float64 else None
-    run = jax.jit(jax.value_and_grad(forward, has_aux=True) if train else forward, compiler_options=options)
-    result, grads = run(variables['params'], x) if train else (run(variables['params'], x), None)
-    loss, state = result
-    outputs = {f'logits{i or ""}': head for i, head in enumerate(state['logits'])}
-    for path, (value, *_) in flatten_dict(state['intermediates']).items():
-        if isinstance(value, jax.Array) and len(path) > 1:
-            outputs['.'.join(path[:-1])] = value
-    tensors = {'output': outputs}
-    if train:
-        tensors['loss'] = {'loss': loss}
-        tensors['gradient'] = to_torch({'params': grads})
-        tensors['statistic'] = to_torch({'batch_stats': state.get('batch_stats', {})})
-    return tensors
-
-
-def _run_torch(module: Any, x: np.ndarray, labels: np.ndarray | None) -> dict[str, dict[str, np.ndarray]]:
-    import copy
-
-    import torch
-
-    module = copy.deepcopy(module).to(torch.float64 if x.dtype == np.float64 else torch.float32)
-    module.train(labels is not None)
-    outputs: dict[str, np.ndarray] = {}
-
-    def keep(name: str):
-        def hook(_module, _args, out):
-            if isinstance(out, torch.Tensor):
-                outputs[name] = _channels_last(out)
-
-        return hook
-
-    for name, child in module.named_modules():
-        if type(child).__name__ in ('Dropout', 'DropPath', 'StochasticDepth'):
-            child.eval()
-        # timm's BatchNormAct2d is a norm and a ReLU in one; what its norm gives passes through its child `drop`.
-        source = child.drop if type(child).__name__ == 'BatchNormAct2d' else child
-        if name:
-            source.register_forward_hook(keep(name))
-    heads = _heads(module(torch.from_numpy(np.moveaxis(x, -1, 1).copy())))
-    outputs |= {f'logits{i or ""}': _channels_last(head) for i, head in enumerate(heads)}
-    tensors = {'output': outputs}
-    if labels is not None:
-        targets = torch.from_numpy(np.asarray(labels, np.int64))
-        loss = sum(torch.nn.functional.cross_entropy(head, targets) for head in heads)
-        loss.backward()
-        tensors['loss'] = {'loss': loss.detach().numpy()}
-        tensors['gradient'] = {n: p.grad.numpy() for n, p in module.named_parameters() if p.grad is not None}
-        tensors['statistic'] = {
-            n: b.numpy() for n, b in module.named_buffers() if n.split('.')[-1].startswith('running')
-        }
-    return tensors
-
-
-def _heads(out: Any) -> tuple:
-    """Logits first, then those of auxiliary heads, from a network's output."""
-    return tuple(h for h in out if h is not None) if isinstance(out, tuple) else (out,)
-
-
-def _channels_last(tensor: Any) -> np.ndarray:
-    array = tensor.detach().numpy().copy()
-    return np.moveaxis(array, 1, -1) if array.ndim == 4 else array

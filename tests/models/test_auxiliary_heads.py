@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import flaxzoo
+import reference
 from flaxzoo.weights.convert import COUNTER, template, torch_names
-from tests import reference
 
 # Heads, weight of their losses, parameters without them (torchvision's metadata; the paper's network).
 MODELS = {

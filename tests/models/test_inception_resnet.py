@@ -9,7 +9,7 @@ import torch
 import flaxzoo
 from flaxzoo.analysis.parity import compare, randomise
 from flaxzoo.weights.convert import template
-from tests.reference.inception_resnet_v1 import InceptionResnetV1
+from reference.inception_resnet_v1 import InceptionResnetV1
 
 BLOCKS = (1, 1, 1)
 IMAGES = np.random.default_rng(0).normal(size=(4, 91, 107, 3))

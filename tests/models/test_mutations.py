@@ -6,10 +6,10 @@ import pytest
 import torchvision
 
 import flaxzoo
+import reference
 from flaxzoo.analysis.parity import compare, randomise
 from flaxzoo.layers import BatchNorm, Norm
 from flaxzoo.models import resnet
-from tests import reference
 from tests.models.cases import images, labels
 
 SMALL = {'layers': (1, 1, 1, 1), 'num_classes': 10}

@@ -15,11 +15,11 @@ from torchvision.models.googlenet import Inception
 from torchvision.models.inception import InceptionA
 
 import flaxzoo
+import reference
 from flaxzoo.analysis.parity import compare, randomise
 from flaxzoo.layers import AveragedConv2d, BatchNorm, Norm, avg_pool2d, local_response_norm, max_pool2d
 from flaxzoo.models import alexnet, bn_inception, inception_v1, inception_v3, squeezenet, vgg
-from tests import reference
-from tests.reference.inception_v1 import Block
+from reference.inception_v1 import Block
 
 SIZES = {
     'alexnet': (71, 93),

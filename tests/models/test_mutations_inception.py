@@ -12,7 +12,7 @@ import flaxzoo
 from flaxzoo.analysis.parity import compare, randomise
 from flaxzoo.layers import BatchNorm, Conv2d, Norm, SqueezeExcite, avg_pool2d
 from flaxzoo.models import inception_parts, inception_resnet, inception_v4, resnet
-from tests.reference.inception_resnet_v1 import InceptionResnetV1
+from reference.inception_resnet_v1 import InceptionResnetV1
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 75, 91, 3))
 BLOCKS = (2, 1, 1)

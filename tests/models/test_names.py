@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import flaxzoo
+import reference
 from flaxzoo.weights.convert import COUNTER, torch_names, torch_shape
-from tests import reference
 from tests.models.cases import shapes
 
 with (Path(__file__).parent / 'parameter_counts.csv').open() as file:

@@ -123,7 +123,9 @@ def _folds_and_is_counted(setup):
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'bn_inception', 'squeezenet1_1'])
-@pytest.mark.parametrize('options', [{'remat': True}, {'remat': True, 'axis_name': 'batch'}, {'freeze_batch_norm': True}])
+@pytest.mark.parametrize(
+    'options', [{'remat': True}, {'remat': True, 'axis_name': 'batch'}, {'freeze_batch_norm': True}]
+)
 def test_initial_variables_are_arrays_in_any_run(name, options):
     model = flaxzoo.create(name, num_classes=10)
     expected = flaxzoo.init(model, jax.random.key(0))

@@ -6,8 +6,8 @@ Float64 on both sides, random images that are not square, randomised statistics 
 import pytest
 
 import flaxzoo
+import reference
 from flaxzoo.analysis.parity import compare, randomise
-from tests import reference
 from tests.models.cases import ALL_MODELS, images, labels
 
 pytestmark = pytest.mark.usefixtures('forget_compiled')

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import flaxzoo
-from tests import reference
+import reference
 
 # Smallest height and width in evaluation, and in training where an auxiliary head needs more.
 SMALLEST = {

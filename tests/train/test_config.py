@@ -1,8 +1,12 @@
+from functools import partial
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from train.config import ConfigError, default_config, differences, from_json, load_config, to_json
+from tests.train.conftest import make_tiny_config
+from train.config import ConfigError, default_config, differences, from_json, load_config, to_json, validate
 
 HEADER = 'from train.config import default_config\n\n\ndef get_config():\n    config = default_config()\n'
 
@@ -84,3 +88,11 @@ def test_only_fields_that_change_the_run_differ(tiny_config):
     named = differences(old, to_json(tiny_config))
     assert [line.split(':')[0] for line in named] == ['learning_rate', 'model_fields']
     assert 'learning_rate: 0.01 -> 0.5' in named
+
+
+@pytest.mark.parametrize('value', [partial(dict), np.float32(1), (1, jnp.ones), object])
+def test_a_field_of_the_network_that_cannot_be_recorded_is_named(value):
+    config = make_tiny_config()
+    config.model_fields.norm_layer = value
+    with pytest.raises(ConfigError, match=r'config\.model_fields\.norm_layer is .*, which a run cannot record: fields'):
+        validate(config)

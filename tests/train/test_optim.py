@@ -1,4 +1,7 @@
+from typing import ClassVar
+
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,9 @@ import pytest
 import torch
 
 from train.config import ConfigError
+from train.experiment import abstract_state, optimizer
 from train.optim import make_optimizer, make_schedule
+from train.parameters import frozen_paths
 
 SHAPES = {'conv1': {'kernel': (3, 4)}, 'layer1.0': {'bn1': {'scale': (4,), 'bias': (4,)}, 'fc': {'kernel': (4, 2)}}}
 
@@ -94,10 +99,65 @@ def test_frozen_parameters_stay_and_do_not_count_in_the_norm(tiny_config):
     assert moments == [(4, 2)]
 
 
-def test_a_pattern_that_freezes_nothing_names_the_nearest(tiny_config):
-    tiny_config.freeze = ('conv2.kernel',)
-    with pytest.raises(ConfigError, match=r"no parameter is named 'conv2\.kernel', did you mean conv1\.kernel"):
+@pytest.mark.parametrize(
+    ('pattern', 'near'),
+    [('conv2.weight', 'conv1.weight'), ('conv1.kernel', 'conv1.weight'), ('layer1.0.bn1.scale', 'layer1.0.bn1.bias')],
+)
+def test_a_pattern_that_freezes_nothing_names_the_nearest(tiny_config, pattern, near):
+    tiny_config.freeze = ('conv1.*', pattern)
+    with pytest.raises(ConfigError, match=f"no parameter has the torch name '{pattern}', did you mean .*{near}"):
         make_optimizer(tiny_config, optax.constant_schedule(0.1), random_tree(0))
+
+
+@pytest.mark.parametrize('pattern', ['conv1.weight', 'conv1.*', '*1.weight'])
+def test_names_of_frozen_parameters_are_torchs(pattern):
+    assert ('conv1', 'kernel') in frozen_paths(random_tree(0), [pattern])
+
+
+# Leaves of several kinds of networks, by torch's names, and whether they decay.
+KINDS = {
+    ('conv', 'kernel'): ((3, 3, 4, 8), True),
+    ('conv', 'bias'): ((8,), False),
+    ('bn', 'scale'): ((8,), False),
+    ('fc', 'kernel'): ((8, 5), True),
+    ('attention', 'in_proj_weight'): ((24, 8), True),
+    ('attention', 'in_proj_bias'): ((24,), False),
+    ('attention', 'relative_position_bias_table'): ((9, 2), False),
+    ('attention', 'logit_scale'): ((2, 1, 1), False),
+    ('class_token',): ((1, 1, 8), False),
+    ('pos_embedding',): ((1, 9, 8), False),
+    ('block', 'layer_scale'): ((8, 1, 1), False),
+    ('gamma',): ((8,), False),
+}
+EXCLUDED = ('class_token', 'pos_embedding', '*.relative_position_bias_table', '*.logit_scale', '*.layer_scale')
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adamw'])
+@pytest.mark.parametrize('freeze', [(), ('fc.*', 'class_token')])
+def test_what_decays_is_a_matrix_that_the_network_does_not_exclude(tiny_config, optimizer, freeze):
+    tiny_config.update({'optimizer': optimizer, 'weight_decay': 0.1, 'freeze': freeze})
+    params = flax.traverse_util.unflatten_dict({path: jnp.ones(shape) for path, (shape, _) in KINDS.items()})
+    tx = make_optimizer(tiny_config, optax.constant_schedule(0.5), params, EXCLUDED)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    moved = {path for path, update in flax.traverse_util.flatten_dict(updates).items() if update.any()}
+    assert moved == {path for path, (_, decays) in KINDS.items() if decays and not (freeze and path[0] == 'fc')}
+
+
+def test_the_networks_own_exclusions_reach_the_optimiser(tiny_config):
+    class Model(nn.Module):
+        no_weight_decay: ClassVar = ('token',)
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2, name='fc')(x) + self.param('token', nn.initializers.ones, (1, 2))
+
+    tiny_config.update({'weight_decay': 0.1, 'momentum': 0.0})
+    state = abstract_state(tiny_config, Model(), (4, 4, 1))
+    tx = optimizer(tiny_config, optax.constant_schedule(0.5), Model(), {'params': state.params})
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), state.params)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert not updates['token'].any()
+    assert updates['fc']['kernel'].all()
 
 
 def schedule_of(config, **fields) -> np.ndarray:

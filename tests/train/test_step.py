@@ -4,6 +4,7 @@ import functools
 from functools import partial
 from typing import NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import torch
 import flaxzoo
 from train.augment import augment, normalise
 from train.config import default_config
+from train.optim import make_optimizer
 from train.parallel import MeshParallel, PmapParallel
 from train.state import TrainState, abstract_variables, build_model, make_state
 from train.step import cross_entropy, make_train_step
@@ -59,9 +61,7 @@ def one_device() -> MeshParallel:
 
 
 def assert_close(a, b, atol: float) -> None:
-    jax.tree.map_with_path(
-        lambda path, x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=0, err_msg=jax.tree_util.keystr(path)), a, b
-    )
+    chex.assert_trees_all_close(a, b, atol=atol, rtol=0)
 
 
 MOMENTUM = optax.sgd(0.1, momentum=0.9, nesterov=True)
@@ -117,6 +117,78 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_scale():
     state, _ = train(one_device(), model, MOMENTUM, steps=1)
     assert_close(state.batch_stats, before['batch_stats'], 0)
     assert np.abs(state.params['bn1']['scale'] - before['params']['bn1']['scale']).max() > 0
+
+
+HEAD_ONLY = ('conv1.*', 'bn1.*', 'layer1.*')
+
+
+def test_the_norm_of_the_gradient_is_that_of_the_trained_parameters():
+    model = resnext(sync_batch_norm=False)
+
+    def loss(params):
+        variables = {**init(model), 'params': params}
+        logits, _ = model.apply(variables, to_float(IMAGES[0]), train=True, mutable=['batch_stats'])
+        return cross_entropy(logits, LABELS[0], 0.0).mean()
+
+    grads = jax.jit(jax.grad(loss))(init(model)['params'])
+    state, metrics = train(one_device(), model, frozen_sgd(model), steps=1, freeze=HEAD_ONLY)
+    np.testing.assert_allclose(metrics[0]['grad_norm'], optax.tree.norm(grads['fc']), rtol=1e-4)
+    assert metrics[0]['grad_norm'] < 0.99 * optax.tree.norm(grads)
+    before = init(model)['params']
+    assert_close({**state.params, 'fc': 0}, {**before, 'fc': 0}, 0)
+    assert np.abs(state.params['fc']['kernel'] - before['fc']['kernel']).max() > 1e-5
+
+
+def test_a_nan_in_the_gradient_of_a_frozen_parameter_is_no_divergence():
+    """The root's derivative at zero is infinite; nothing needs it."""
+
+    class Root(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            root = jnp.sqrt(jnp.abs(self.param('root', nn.initializers.zeros, (1, 1))))
+            return nn.Dense(10, name='fc')(x.reshape(len(x), -1)) + root
+
+    model = Root()
+    for freeze, finite in (((), False), (('root',), True)):
+        state, metrics = train(one_device(), model, frozen_sgd(model, freeze), steps=1, freeze=freeze)
+        assert np.isfinite(metrics[0]['grad_norm']) == finite
+        if finite:
+            chex.assert_tree_all_finite(state.params)
+
+
+@pytest.mark.parametrize('parallel', [PmapParallel, MeshParallel])
+def test_the_backward_pass_ends_at_the_frozen_parameters(parallel):
+    """Training the head alone costs a forward pass and little more."""
+    model = resnext()
+
+    def flops(freeze):
+        options = {'augment': lambda keys, images: images, 'normalise': to_float, 'freeze': freeze}
+        devices = parallel(jax.devices()[:1])
+        step = devices.compile(make_train_step(model, frozen_sgd(model, freeze), **options))
+        state = devices.replicate(make_state(init(model), frozen_sgd(model, freeze)))
+        return step.lower(state, devices.shard({'image': IMAGES[0], 'label': LABELS[0]})).cost_analysis()['flops']
+
+    forward = jax.jit(lambda v: model.apply(v, to_float(IMAGES[0]))).lower(init(model)).cost_analysis()['flops']
+    everything, head, but_the_stem = flops(()), flops(HEAD_ONLY), flops(HEAD_ONLY[:2])
+    assert head < 1.5 * forward < 2 * forward < but_the_stem < everything
+
+
+def test_a_step_compiles_once():
+    model = resnext()
+    chex.clear_trace_counter()
+    step = make_train_step(model, MOMENTUM, augment=lambda keys, images: images, normalise=to_float)
+    parallel = one_device()
+    compiled = parallel.compile(chex.assert_max_traces(step, n=1), donate_state=True)
+    state = parallel.replicate(make_state(init(model), MOMENTUM))
+    for image, label in zip(IMAGES[:3], LABELS[:3], strict=True):
+        state, _ = compiled(state, parallel.shard({'image': image, 'label': label}))
+    chex.assert_tree_all_finite(parallel.fetch(state).params)
+
+
+def frozen_sgd(model: nn.Module, freeze=HEAD_ONLY) -> optax.GradientTransformation:
+    config = default_config()
+    config.freeze, config.weight_decay = freeze, 0.0
+    return make_optimizer(config, optax.constant_schedule(0.1), init(model)['params'])
 
 
 class Heads(NamedTuple):

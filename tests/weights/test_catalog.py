@@ -8,10 +8,10 @@ import timm
 import torchvision
 
 import flaxzoo
+import reference
 from flaxzoo.weights import catalog
 from flaxzoo.weights.adapt import Architecture
 from flaxzoo.weights.hub import resolve
-from tests import reference
 
 TORCHVISION = [row for row in catalog.releases() if row.source == 'torchvision']
 TIMM = [row for row in catalog.releases() if row.source == 'timm']

@@ -10,9 +10,9 @@ import torch
 from flax.core import freeze
 
 import flaxzoo
+import reference
 from flaxzoo.analysis.parity import randomise
 from flaxzoo.weights.convert import template
-from tests import reference
 
 NAME = 'resnet18'
 

@@ -18,11 +18,11 @@ import safetensors.torch
 import torch
 
 import flaxzoo
+import reference
 from flaxzoo.weights import save as save_module
 from flaxzoo.weights.files import read_metadata
 from flaxzoo.weights.save import write_weights
 from flaxzoo.weights.torch_file import DTYPES, STORAGES
-from tests import reference
 
 NAME = 'resnet18'
 

@@ -4,7 +4,7 @@ import timm
 import torch
 import torchvision
 
-from tests.reference import bn_inception, inception_resnet_v1, inception_v1, resnext_cifar
+from reference import bn_inception, inception_resnet_v1, inception_v1, resnext_cifar
 
 OWN = {**resnext_cifar.MODELS, **inception_v1.MODELS, **bn_inception.MODELS, **inception_resnet_v1.MODELS}
 TIMM = {

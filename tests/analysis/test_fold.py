@@ -80,6 +80,38 @@ class Standardised(Conv2d):
         return jax.lax.conv(x.transpose(0, 3, 1, 2), (kernel / kernel.std()).transpose(3, 2, 0, 1), (1, 1), 'SAME')
 
 
+class Declared(Conv2d):
+    """With a call of its own, linear in the kernel all the same."""
+
+    foldable = True
+
+    @nn.compact
+    def __call__(self, x):
+        return -super().__call__(-x)
+
+
+class DeclaredNot(Conv2d):
+    foldable = False
+
+
+class Inheriting(Conv2d):
+    """Another way to the same numbers, for example."""
+
+
+class Leaky(BatchNorm):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.leaky_relu(super().__call__(x, train))
+
+
+def subclass_of_the_norm(net, x, train):
+    return Leaky(name='bn')(conv(name='conv')(x), train)
+
+
+def subclass_that_says_no(net, x, train):
+    return net.norm_layer(name='bn')(DeclaredNot(4, 3, name='conv')(x), train)
+
+
 def subclass(net, x, train):
     return net.norm_layer(name='bn')(Standardised(4, 3, name='conv')(x).transpose(0, 2, 3, 1), train)
 
@@ -149,6 +181,8 @@ def test_a_bias_that_is_not_scaled_is_noticed():
         read_by_two_norms,
         returned_too,
         subclass,
+        subclass_of_the_norm,
+        subclass_that_says_no,
         scanned,
     ],
 )
@@ -166,6 +200,66 @@ def test_only_the_norms_after_a_convolution_are_folded():
         folded = fold(net, variables)
         assert norms(folded) == {'first'}
         assert_same(net, variables, folded, x)
+
+
+@pytest.mark.parametrize('kind', [Inheriting, Declared])
+def test_a_subclass_is_folded_if_it_inherits_the_call_or_says_so(kind):
+    def body(net, x, train):
+        return net.norm_layer(name='bn')(kind(4, 3, bias=kind is Inheriting, name='conv')(x), train)
+
+    with jax.enable_x64(True):
+        net, variables, x = build(body, np.float64)
+        folded = fold(net, variables)
+        assert norms(folded) == set()
+        assert_same(net, variables, folded, x)
+
+
+@pytest.mark.parametrize('norm', [{}, {'frozen': True}])
+@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('classes', [0, 5])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_options_crossed(norm, remat, channels, classes, dtype):
+    model = flaxzoo.create(
+        'resnext29_32x4d',
+        layers=(1, 1),
+        groups=4,
+        num_classes=classes,
+        remat=remat,
+        norm_layer=partial(BatchNorm, eps=1e-2, **norm),
+    )
+    image = (2, 16, 16, channels)
+    variables = draw(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(image)))
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
+    folded = flaxzoo.fold_batch_norm(model, variables)
+    assert folded.keys() == {'params'}
+    assert {leaf.dtype for leaf in jax.tree.leaves(folded)} == {jnp.dtype(dtype)}
+    x = np.random.default_rng(1).normal(size=image).astype(np.float32)
+    expected, ours = (np.asarray(model.apply(v, x)) for v in (variables, folded))
+    error = np.abs(ours - expected).max() / np.abs(expected).max()
+    assert error < (1e-5 if dtype == 'float32' else 0.05)
+
+
+@pytest.mark.parametrize('groups', [1, 2, 4])
+def test_depthwise_and_grouped_convolutions(groups):
+    def body(net, x, train):
+        x = nn.relu(net.norm_layer(name='bn1')(Conv2d(8, 3, groups=groups, bias=False, name='conv1')(x), train))
+        return net.norm_layer(name='bn2')(Conv2d(8, 3, groups=8, name='conv2')(x), train)
+
+    with jax.enable_x64(True):
+        net, variables, x = build(body, np.float64)
+        folded = fold(net, variables)
+        assert norms(folded) == set()
+        assert_same(net, variables, folded, x)
+
+
+def test_a_network_of_layer_norms_comes_back_unchanged():
+    def body(net, x, train):
+        return nn.LayerNorm(name='ln2')(nn.Dense(4, name='fc')(nn.LayerNorm(name='ln')(conv(name='conv')(x))))
+
+    net, variables, _ = build(body)
+    folded = fold(net, variables)
+    assert all(a is b for a, b in zip(jax.tree.leaves(folded), jax.tree.leaves(variables), strict=True))
 
 
 def test_under_jit_in_bfloat16_and_with_a_frozen_dict():

@@ -16,8 +16,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
+from flaxzoo.analysis.jaxprs import Jaxpr, JaxprEqn, Var, nested
 from flaxzoo.layers import BatchNorm, Conv2d
-from flaxzoo.ops._jax import Jaxpr, JaxprEqn, Var, inner_jaxprs
+from flaxzoo.weights.convert import template
 
 Path = tuple[str, ...]
 
@@ -42,7 +43,8 @@ def fold_batch_norm(
     Args:
       model: the network; norms are found by tracing its evaluation.
       variables: {'params': ..., 'batch_stats': ...}; left as they are.
-      input_shape: (N, H, W, C) of an image the network takes; the default has the model's `image_size` and 3 channels.
+      input_shape: (N, H, W, C) of an image the network takes; the default has the model's `image_size` and
+        the channels that the variables take.
 
     Returns:
       {'params': ..., 'batch_stats': ...}, without 'batch_stats' if every norm was folded.
@@ -72,22 +74,26 @@ def _pairs(
 ) -> list[tuple[Path, Path, float]]:
     """(path of a convolution, path of the norm that alone reads its output, the norm's eps), each running once."""
     modules: dict[str, nn.Module] = {}
+    running: set[str] = set()
 
     def mark(call, args, kwargs, context):
         module, name = context.module, '/'.join(context.module.path)
-        # Not subclasses: they may compute something else with the same parameters.
-        if context.method_name != '__call__' or type(module) not in (Conv2d, BatchNorm):
+        within = name in running  # the base's call within a subclass's
+        if context.method_name != '__call__' or within or not _foldable(module):
             return call(*args, **kwargs)
         modules[name] = module
+        running.add(name)
         if isinstance(module, Conv2d):
-            return checkpoint_name(call(*args, **kwargs), name)
-        args, kwargs = jax.tree.map(
-            lambda leaf: checkpoint_name(leaf, name) if isinstance(leaf, jax.Array) else leaf, (args, kwargs)
-        )
-        return call(*args, **kwargs)
+            result = checkpoint_name(call(*args, **kwargs), name)
+        else:
+            marked = jax.tree.map(
+                lambda leaf: checkpoint_name(leaf, name) if isinstance(leaf, jax.Array) else leaf, (args, kwargs)
+            )
+            result = call(*marked[0], **marked[1])
+        running.remove(name)
+        return result
 
-    size = getattr(model, 'image_size', 224)
-    image = jax.ShapeDtypeStruct(input_shape or (1, size, size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct(input_shape or _image_shape(model, variables), jnp.float32)
     try:
         with nn.intercept_methods(mark):
             traced = jax.make_jaxpr(model.apply)(variables, image)
@@ -95,7 +101,7 @@ def _pairs(
         raise ValueError(f'the variables do not fit {type(model).__name__}: {error}') from error
     runs: Counter[str] = Counter()
     successive = []
-    for jaxpr in _nested(traced.jaxpr):
+    for jaxpr in nested(traced.jaxpr):
         marks = [e for e in jaxpr.eqns if e.primitive.name == 'name' and e.params['name'] in modules]
         runs.update(e.params['name'] for e in marks)
         successive += _successive(jaxpr, marks)
@@ -106,11 +112,27 @@ def _pairs(
     ]
 
 
-def _nested(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
-    """`jaxpr` and those within it, such as the blocks of a network with `remat`."""
-    yield jaxpr
-    for inner in inner_jaxprs(jaxpr):
-        yield from _nested(inner)
+def _foldable(module: nn.Module) -> bool:
+    """Whether `module` is a convolution or a batch norm that computes what its parameters say.
+
+    A subclass does if it inherits the call or says `foldable = True` itself: a call of its own may, for example,
+    standardise the kernel first.
+    """
+    kind = type(module)
+    inherits = any(issubclass(kind, base) and kind.__call__ is base.__call__ for base in (Conv2d, BatchNorm))
+    return vars(kind).get('foldable', inherits)
+
+
+def _image_shape(model: nn.Module, variables: Mapping[str, Any]) -> tuple[int, ...]:
+    """(1, H, W, C) of an image of the size that the model is designed for and the channels that the variables take."""
+    size = getattr(model, 'image_size', 224)
+    given = flatten_dict(dict(variables))
+    for path, leaf in flatten_dict(template(model, (1, size, size, 3))).items():
+        if path[-1] == 'kernel' and path in given and np.ndim(given[path]) == 4 == leaf.ndim:
+            channels, usual = given[path].shape[2], leaf.shape[2]
+            if channels != usual == 3:
+                return (1, size, size, channels)
+    return (1, size, size, 3)
 
 
 def _successive(jaxpr: Jaxpr, marks: Sequence[JaxprEqn]) -> Iterator[tuple[str, str]]:
