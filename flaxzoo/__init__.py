@@ -1,6 +1,8 @@
 """The image-classification networks PyTorch users know, in JAX/Flax, proven equal and trainable."""
 
+from flaxzoo.feature_maps import FeatureExtractor, feature_info, feature_names, features
 from flaxzoo.initialisation import init
+from flaxzoo.layers.network import with_policy
 from flaxzoo.memory import keep_memory
 from flaxzoo.preset import transforms
 from flaxzoo.registry import create, list_models
@@ -14,8 +16,12 @@ from flaxzoo.weights.save import save
 __all__ = [
     'ConversionError',
     'DownloadError',
+    'FeatureExtractor',
     'WeightsError',
     'create',
+    'feature_info',
+    'feature_names',
+    'features',
     'fold_batch_norm',
     'from_torch',
     'init',
@@ -27,4 +33,5 @@ __all__ = [
     'save',
     'to_torch',
     'transforms',
+    'with_policy',
 ]

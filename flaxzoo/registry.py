@@ -6,12 +6,10 @@ import fnmatch
 import re
 from functools import partial
 
-import flax.linen as nn
-
+from flaxzoo.layers.network import Network
 from flaxzoo.models import (
     alexnet,
     bn_inception,
-    googlenet,
     inception_resnet,
     inception_v1,
     inception_v3,
@@ -26,7 +24,6 @@ MODELS: dict[str, partial] = {
     **alexnet.VARIANTS,
     **vgg.VARIANTS,
     **squeezenet.VARIANTS,
-    **googlenet.VARIANTS,
     **inception_v1.VARIANTS,
     **bn_inception.VARIANTS,
     **inception_v3.VARIANTS,
@@ -42,23 +39,24 @@ def list_models(pattern: str = '*') -> list[str]:
     return sorted(fnmatch.filter(MODELS, pattern), key=_natural)
 
 
-def create(name: str, /, **fields) -> nn.Module:
+def create(name: str, /, **fields) -> Network:
     """Builds the network `name`; no arrays are made yet.
 
     Args:
       name: one of `list_models()`.
-      **fields: fields of the network, over those of the variant: `num_classes=10`, `norm_layer=...`. With
+      **fields: fields of the network, over those of the variant: `num_classes=10`, `remat=True`. With
         `num_classes=0` the network has no head and returns the features before it, (N, C).
 
     Returns:
-      A linen Module, called on `x: (N, H, W, C)`: `variables = flaxzoo.init(model, key)`, `model.apply(variables, x)`.
+      A Network, which is a linen Module called on `x: (N, H, W, C)`: `variables = flaxzoo.init(model, key)`,
+      `model.apply(variables, x)`.
 
     Raises:
       ValueError: no network has this name, or `num_classes` is no integer or negative.
       TypeError: the network has no such field.
     """
     builder = lookup(name)
-    known = [f.name for f in dataclasses.fields(builder.func) if f.name != 'parent']
+    known = [f.name for f in dataclasses.fields(builder.func) if f.name not in ('parent', 'name')]
     for field in fields:
         if field not in known:
             raise TypeError(f'{name} has no field {field!r}{suggest(field, known)}; its fields are {", ".join(known)}')
@@ -66,7 +64,9 @@ def create(name: str, /, **fields) -> nn.Module:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
         raise ValueError(f'num_classes must be an integer, 0 for no head, got {num_classes!r}')
     # A variant may state its first fields by position; as keywords they can be overridden like the rest.
-    return builder.func(**{**dict(zip(known, builder.args, strict=False)), **builder.keywords, **fields})
+    common = {f.name for f in dataclasses.fields(Network)}
+    positional = dict(zip([field for field in known if field not in common], builder.args, strict=False))
+    return builder.func(**{**positional, **builder.keywords, 'variant': name, **fields})
 
 
 def lookup(name: str) -> partial:

@@ -1,6 +1,5 @@
 """What a run carries from step to step, and how it begins."""
 
-from functools import partial
 from typing import Any
 
 import flax
@@ -44,11 +43,8 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
         model = flaxzoo.create(config.model, num_classes=num_classes, **config.model_fields.to_dict())
     except (ValueError, TypeError) as error:
         raise ConfigError(f'config.model or config.model_fields: {error}') from error
-    if hasattr(model, 'norm_layer'):
-        axis = 'batch' if config.sync_batch_norm else None
-        norm = partial(model.norm_layer, axis_name=axis, frozen=config.freeze_batch_norm)
-        model = model.clone(norm_layer=norm)
-    return model
+    axis = 'batch' if config.sync_batch_norm else None
+    return flaxzoo.with_policy(model, axis_name=axis, freeze_batch_norm=config.freeze_batch_norm)
 
 
 def initial_variables(config: ConfigDict, model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:

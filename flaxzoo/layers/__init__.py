@@ -1,8 +1,11 @@
 """What every family is built of, in torch's semantics on NHWC arrays."""
 
-from flaxzoo.layers.blocks import ConvNormAct, NormLayer, SqueezeExcite, remat
-from flaxzoo.layers.conv import Conv2d, Linear, kaiming_normal_fan_out
-from flaxzoo.layers.norm import BatchNorm
+from flaxzoo.layers.blocks import Conv2dNormActivation, ConvNormAct, SqueezeExcite, averaged
+from flaxzoo.layers.branches import Branches
+from flaxzoo.layers.conv import AveragedConv2d, Conv2d, Linear, SpaceToDepthConv2d, kaiming_normal_fan_out
+from flaxzoo.layers.naming import sequential, tap
+from flaxzoo.layers.network import Network, with_policy
+from flaxzoo.layers.norm import BatchNorm, LayerNorm, Norm
 from flaxzoo.layers.regularize import Dropout, StochasticDepth
 from flaxzoo.ops.activation import kept_relu
 from flaxzoo.ops.kept import kept
@@ -10,15 +13,22 @@ from flaxzoo.ops.norm import local_response_norm
 from flaxzoo.ops.pool import adaptive_avg_pool2d, avg_pool2d, flatten, global_avg_pool2d, max_pool2d
 
 __all__ = [
+    'AveragedConv2d',
     'BatchNorm',
+    'Branches',
     'Conv2d',
+    'Conv2dNormActivation',
     'ConvNormAct',
     'Dropout',
+    'LayerNorm',
     'Linear',
-    'NormLayer',
+    'Network',
+    'Norm',
+    'SpaceToDepthConv2d',
     'SqueezeExcite',
     'StochasticDepth',
     'adaptive_avg_pool2d',
+    'averaged',
     'avg_pool2d',
     'flatten',
     'global_avg_pool2d',
@@ -27,5 +37,7 @@ __all__ = [
     'kept_relu',
     'local_response_norm',
     'max_pool2d',
-    'remat',
+    'sequential',
+    'tap',
+    'with_policy',
 ]

@@ -1,51 +1,81 @@
 """Small compositions that several families share."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 
-from flaxzoo.layers.conv import Conv2d, torch_uniform
-from flaxzoo.layers.norm import BatchNorm
-from flaxzoo.ops.pairs import IntOrPair
-
-NormLayer = Callable[..., nn.Module]
-
-
-def remat(block: type[nn.Module], enabled: bool) -> type[nn.Module]:
-    """`block` recomputed in the backward pass instead of stored, if `enabled`. Its call is `block(x, train)`."""
-    # Argument 0 is the module itself, 1 is x, 2 is train, which must stay a Python bool.
-    return nn.remat(block, static_argnums=(2,)) if enabled else block
+from flaxzoo.layers.conv import AveragedConv2d, Conv2d, torch_uniform
+from flaxzoo.layers.norm import Norm
+from flaxzoo.ops.pairs import IntOrPair, pair
 
 
 class ConvNormAct(nn.Module):
-    """A convolution without bias `conv`, its normalisation `bn` and an activation: (N, H, W, C) -> (N, H', W', O).
+    """A convolution without bias, its normalisation and an activation: (N, H, W, C) -> (N, H', W', O).
 
-    Torchvision's and timm's `BasicConv2d` of the Inception families. `average` is Conv2d's.
+    The `BasicConv2d` of torchvision's and timm's Inception families, whose parts are called `conv` and `bn`.
+
+    Attributes:
+      conv: the convolution's class, or a partial of it.
+      norm_layer: the normalisation, or None.
+      activation: applied last, or None.
     """
 
     out_channels: int
     kernel_size: IntOrPair
     stride: IntOrPair = 1
-    padding: IntOrPair = 0
-    average: Callable[[jax.Array], jax.Array] | None = None
-    norm_layer: NormLayer = BatchNorm
-    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    padding: IntOrPair | None = 0
+    dilation: IntOrPair = 1
+    groups: int = 1
+    norm_layer: Norm | None = Norm()
+    activation: Callable[[jax.Array], jax.Array] | None = nn.relu
     kernel_init: Callable = torch_uniform
+    conv: Callable[..., Conv2d] = Conv2d
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = Conv2d(
+        conv, norm = self.names()
+        x = self.conv(
             self.out_channels,
             self.kernel_size,
             stride=self.stride,
-            padding=self.padding,
-            average=self.average,
-            bias=False,
+            padding=self.same_padding() if self.padding is None else self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            bias=self.norm_layer is None,
             kernel_init=self.kernel_init,
-            name='conv',
+            name=conv,
         )(x)
-        return self.activation(self.norm_layer(name='bn')(x, train))
+        if self.norm_layer:
+            x = self.norm_layer(name=norm)(x, train)
+        return self.activation(x) if self.activation else x
+
+    def names(self) -> tuple[str, str]:
+        """What the convolution and the norm are called."""
+        return 'conv', 'bn'
+
+    def same_padding(self) -> tuple[int, int]:
+        """The padding that keeps the size at stride 1; kernels are odd."""
+        kernel, dilation = pair(self.kernel_size, 'kernel_size'), pair(self.dilation, 'dilation')
+        return tuple((k - 1) // 2 * d for k, d in zip(kernel, dilation, strict=True))
+
+
+class Conv2dNormActivation(ConvNormAct):
+    """`torchvision.ops.Conv2dNormActivation`, a Sequential of `0` and `1`, padded to keep the size."""
+
+    padding: IntOrPair | None = None
+
+    def names(self) -> tuple[str, str]:
+        return '0', '1'
+
+
+def averaged(average: Callable[[jax.Array], jax.Array], layer: partial) -> tuple[None, partial]:
+    """An average pool and the 1x1 ConvNormAct that `layer` builds, as members of a Sequential.
+
+    The second computes both, in the faster order: the first has a number and no result.
+    """
+    return None, partial(layer, conv=partial(AveragedConv2d, average=average))
 
 
 class SqueezeExcite(nn.Module):

@@ -32,13 +32,6 @@ class Conv2d(nn.Module):
     Fields are torch's. `padding` is numeric and symmetric, as in torch. The parameter `kernel` has shape
     (kernel height, kernel width, C // groups, out_channels); `bias` has shape (out_channels,).
 
-    With `space_to_depth` a strided convolution is computed as one of stride 1 over blocks of pixels, for hardware that
-    is slow at few channels: the same parameters and numbers. It takes no groups and no dilation. In half precision on
-    NVIDIA GPUs convolutions over at most four channels are computed so without being told.
-
-    `average`, an average pool of stride 1, is applied to `x` first. A 1x1 convolution commutes with it, so that it is
-    applied to the convolution's result instead if that has fewer channels.
-
     Raises:
       TypeError: `x` holds integers (an image that was not normalised).
       ValueError: `x` is not of rank 4, is smaller than the kernel, or its channels do not fit the kernel or the groups.
@@ -51,8 +44,6 @@ class Conv2d(nn.Module):
     dilation: IntOrPair = 1
     groups: int = 1
     bias: bool = True
-    space_to_depth: bool = False
-    average: Callable[[jax.Array], jax.Array] | None = None
     kernel_init: Callable = torch_uniform
     bias_init: Callable | None = None  # None: torch's default, which depends on the fan-in
 
@@ -62,26 +53,18 @@ class Conv2d(nn.Module):
         padding = pair(self.padding, 'padding')
         reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel_size, dilation, padding, strict=True)]
         self._check(x, reach)
-        if self.space_to_depth and (self.groups != 1 or dilation != (1, 1)):
-            raise ValueError('space_to_depth takes groups=1 and dilation=1')
         shape = (*kernel_size, x.shape[-1] // self.groups, self.out_channels)
         kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
         geometry = Geometry(pair(self.stride, 'stride'), padding, dilation, self.groups)
-        weights = kernel.astype(x.dtype)
-        late = kernel_size == (1, 1) and geometry == Geometry(groups=self.groups) and self.out_channels < x.shape[-1]
-        if self.average and not late:
-            x = self.average(x)
-        y = (
-            conv2d(*to_blocks(x, weights, geometry), Geometry())
-            if self.space_to_depth
-            else conv2d(x, weights, geometry)
-        )
-        if self.average and late:
-            y = self.average(y)
+        y = self.convolve(x, kernel.astype(x.dtype), geometry)
         if self.bias:
             init = self.bias_init or torch_bias(shape[0] * shape[1] * shape[2])
             y = y + self.param('bias', init, (self.out_channels,), jnp.float32).astype(x.dtype)
         return y
+
+    def convolve(self, x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+        """The convolution without the bias. A subclass may compute it in another way, or something linear before it."""
+        return conv2d(x, kernel, geometry)
 
     def _check(self, x: jax.Array, reach: Sequence[int]) -> None:
         """Refuses an `x` that does not fit; `reach` is the smallest height and width that the kernel takes."""
@@ -110,6 +93,38 @@ class Conv2d(nn.Module):
                 f'{where}: groups={self.groups} must divide the {channels} input channels and '
                 f'the {self.out_channels} output channels'
             )
+
+
+class SpaceToDepthConv2d(Conv2d):
+    """A strided Conv2d computed as one of stride 1 over blocks of pixels: the same parameters and numbers.
+
+    For hardware that is slow at few channels. (In half precision on NVIDIA GPUs every convolution over at most four
+    channels is computed so without being told.) It takes no groups and no dilation.
+    """
+
+    def convolve(self, x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+        if geometry.groups != 1 or geometry.dilation != (1, 1):
+            raise ValueError('SpaceToDepthConv2d takes groups=1 and dilation=1')
+        return conv2d(*to_blocks(x, kernel, geometry), Geometry())
+
+
+class AveragedConv2d(Conv2d):
+    """A 1x1 Conv2d of an average pool's result.
+
+    The two commute: the pool is applied to whichever has fewer channels, the convolution's input or its result.
+
+    Attributes:
+      average: the pool, of stride 1 and keeping the size.
+    """
+
+    average: Callable[[jax.Array], jax.Array] | None = None
+
+    def convolve(self, x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+        if kernel.shape[:2] != (1, 1) or geometry != Geometry():
+            raise ValueError('AveragedConv2d takes a 1x1 kernel, stride 1, no padding and no groups')
+        if kernel.shape[3] < x.shape[-1]:
+            return self.average(conv2d(x, kernel, geometry))
+        return conv2d(self.average(x), kernel, geometry)
 
 
 class Linear(nn.Module):

@@ -8,44 +8,46 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from flaxzoo.layers import Conv2d, Dropout, Linear, adaptive_avg_pool2d, flatten, max_pool2d
+from flaxzoo.layers import Conv2d, Dropout, Linear, Network, adaptive_avg_pool2d, flatten, max_pool2d, sequential, tap
+
+pool = partial(max_pool2d, kernel_size=3, stride=2)
+
+FEATURES = (
+    partial(Conv2d, 64, 11, stride=4, padding=2),
+    nn.relu,
+    pool,
+    partial(Conv2d, 192, 5, padding=2),
+    nn.relu,
+    pool,
+    partial(Conv2d, 384, 3, padding=1),
+    nn.relu,
+    partial(Conv2d, 256, 3, padding=1),
+    nn.relu,
+    partial(Conv2d, 256, 3, padding=1),
+    nn.relu,
+    pool,
+)
 
 
-class AlexNet(nn.Module):
-    """`torchvision.models.AlexNet`. Call it on `x: (N, H, W, C)`, 63 pixels or more, for logits (N, num_classes).
+class AlexNet(Network):
+    """`torchvision.models.AlexNet`, for images of 63 pixels or more.
 
     Attributes:
-      num_classes: width of the head `classifier.6`.
       dropout: probability with which training drops the inputs of the first two linear layers.
-      remat: recompute the convolutions in the backward pass instead of storing them.
-      image_size: the size in pixels that the network was designed for; it takes others.
     """
 
-    num_classes: int = 1000
     dropout: float = 0.5
-    remat: bool = False
-    image_size: int = 224
+
+    stages = ('features.1', 'features.4', 'features.11')
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        features = nn.remat(AlexNet._features) if self.remat else AlexNet._features
-        x = features(self, x)
-        x = flatten(adaptive_avg_pool2d(x, 6))
-        x = Dropout(self.dropout, name='classifier.0')(x, train)
-        x = nn.relu(Linear(4096, name='classifier.1')(x))
-        x = Dropout(self.dropout, name='classifier.3')(x, train)
-        x = nn.relu(Linear(4096, name='classifier.4')(x))
+        x = self.sequential_blocks(x, train, 'features', [FEATURES])
+        x = flatten(tap(self, 'avgpool', adaptive_avg_pool2d(x, 6)))
+        dropout = partial(Dropout, self.dropout)
+        head = (dropout, partial(Linear, 4096), nn.relu, dropout, partial(Linear, 4096), nn.relu)
+        x = sequential(self, x, train, 'classifier', head)
         return Linear(self.num_classes, name='classifier.6')(x)
-
-    def _features(self, x: jax.Array) -> jax.Array:
-        x = nn.relu(Conv2d(64, 11, stride=4, padding=2, name='features.0')(x))
-        x = max_pool2d(x, 3, stride=2)
-        x = nn.relu(Conv2d(192, 5, padding=2, name='features.3')(x))
-        x = max_pool2d(x, 3, stride=2)
-        x = nn.relu(Conv2d(384, 3, padding=1, name='features.6')(x))
-        x = nn.relu(Conv2d(256, 3, padding=1, name='features.8')(x))
-        x = nn.relu(Conv2d(256, 3, padding=1, name='features.10')(x))
-        return max_pool2d(x, 3, stride=2)
 
 
 VARIANTS = {'alexnet': partial(AlexNet)}

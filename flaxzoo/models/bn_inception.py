@@ -4,6 +4,7 @@ Paper: https://arxiv.org/abs/1502.03167. Reference: Cadene's pretrainedmodels.bn
 release; names of parameters are its own. Its weights take BGR images of 0 to 255 less their mean.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -11,14 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from flaxzoo.layers import (
-    BatchNorm,
+    AveragedConv2d,
     Conv2d,
     Linear,
-    NormLayer,
+    Network,
+    Norm,
     avg_pool2d,
     global_avg_pool2d,
     max_pool2d,
-    remat,
+    tap,
 )
 
 # Output channels: 1x1 (none where the block halves the image); 3x3 reduction, 3x3; double 3x3 reduction, double 3x3;
@@ -38,24 +40,20 @@ WIDTHS = {
 
 pool = partial(max_pool2d, kernel_size=3, stride=2, ceil_mode=True)
 smooth = partial(avg_pool2d, kernel_size=3, stride=1, padding=1)
+norm = Norm()
 
 
-class BNInception(nn.Module):
-    """Call it on `x: (N, H, W, C)` for logits (N, num_classes).
+class BNInception(Network):
+    """BN-Inception; its head is called `last_linear`.
 
     H and W are 32 * n - 1 to 32 * n + 6 pixels, so that every map that is halved has an even size.
-
-    Attributes:
-      num_classes: width of the head `last_linear`.
-      norm_layer: builds the normalisation, for example `partial(BatchNorm, axis_name='batch')`.
-      remat: recompute the blocks in the backward pass instead of storing them.
-      image_size: the size in pixels that the network was designed for; it takes others.
     """
 
-    num_classes: int = 1000
-    norm_layer: NormLayer = BatchNorm
-    remat: bool = False
-    image_size: int = 224
+    stages = (
+        'conv1_7x7_s2_relu',
+        'conv2_3x3_relu',
+        *(f'inception_{block}_output' for block in ('3b', '4d', '5b')),
+    )
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -65,13 +63,26 @@ class BNInception(nn.Module):
         x = self._conv(x, train, 192, 3, 'conv2_3x3')
         x = pool(x)
         for block in WIDTHS:
-            x = remat(partial(BNInception._inception, block=block), self.remat)(self, x, train)
+            x = tap(
+                self,
+                f'inception_{block}_output',
+                self.run_block(partial(BNInception._inception, block=block), x, train),
+            )
         return Linear(self.num_classes, name='last_linear')(global_avg_pool2d(x))
 
-    def _conv(self, x: jax.Array, train: bool, channels: int, kernel_size: int, name: str, **fields) -> jax.Array:
+    def _conv(
+        self,
+        x: jax.Array,
+        train: bool,
+        channels: int,
+        kernel_size: int,
+        name: str,
+        stride: int = 1,
+        layer: Callable[..., Conv2d] = Conv2d,
+    ) -> jax.Array:
         # The bias does nothing before the norm; the released weights have it.
-        x = Conv2d(channels, kernel_size, padding=kernel_size // 2, name=name, **fields)(x)
-        return nn.relu(self.norm_layer(name=f'{name}_bn')(x, train))
+        x = layer(channels, kernel_size, stride=stride, padding=kernel_size // 2, name=name)(x)
+        return tap(self, f'{name}_relu', nn.relu(norm(name=f'{name}_bn')(x, train)))
 
     def _inception(self, x: jax.Array, train: bool, block: str) -> jax.Array:
         """One of the blocks in WIDTHS. Torch's names are flat, so it is a method and not a module."""
@@ -96,8 +107,10 @@ class BNInception(nn.Module):
 
         branch1 = conv(x, channels=ch1x1, kernel_size=1, name=f'{name}_1x1')
         project = partial(conv, channels=pool_proj, kernel_size=1, name=f'{name}_pool_proj')
-        # Averages everywhere but in the last block.
-        branch4 = project(max_pool2d(x, 3, stride=1, padding=1)) if block == '5b' else project(x, average=smooth)
+        if block == '5b':  # averages everywhere but in the last block
+            branch4 = project(max_pool2d(x, 3, stride=1, padding=1))
+        else:
+            branch4 = project(x, layer=partial(AveragedConv2d, average=smooth))
         return jnp.concatenate([branch1, branch2, branch3, branch4], -1)
 
 

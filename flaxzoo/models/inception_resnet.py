@@ -15,19 +15,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxzoo.layers import (
-    BatchNorm,
+    Branches,
     Conv2d,
     Dropout,
     Linear,
-    NormLayer,
+    Network,
     adaptive_avg_pool2d,
+    averaged,
     global_avg_pool2d,
     kept,
     kept_relu,
-    remat,
+    tap,
 )
-from flaxzoo.layers.branches import Branches, same, valid
-from flaxzoo.models.inception_v4 import avg_pool, max_pool, reduction_a
+from flaxzoo.models.inception_parts import avg_pool, max_pool, norm, reduction_a, same, valid
 
 
 def block35(*third: int) -> dict:
@@ -60,7 +60,7 @@ MIXED_5B = {
     'branch0': (same(96),),
     'branch1': (same(48), same(64, 5)),
     'branch2': (same(64), same(96, 3), same(96, 3)),
-    'branch3.1': (same(64, average=avg_pool),),
+    'branch3': averaged(avg_pool, same(64)),
 }
 
 
@@ -79,24 +79,19 @@ class Residual(Branches):
         return kept_relu(x) if self.relu else kept(x)
 
 
-class InceptionResnet(nn.Module):
+class InceptionResnet(Network):
     """What the two networks share: a stem, three groups of residual blocks with reductions between, `block8`.
 
+    Images of 75 pixels or more.
+
     Attributes:
-      num_classes: width of the last layer.
       blocks: residual blocks on 35x35, 17x17 and 8x8 grids, `block8` not counted.
       scales: factor of the residual branches of each group. The last block's is 1, and it has no ReLU.
-      norm_layer: builds the normalisation, for example `partial(BatchNorm, eps=1e-3, axis_name='batch')`.
-      remat: recompute the blocks in the backward pass instead of storing them.
-      image_size: the size in pixels that the network was designed for; it takes others, from 75.
     """
 
-    num_classes: int = 1000
+    image_size: int = 299
     blocks: Sequence[int] = (5, 10, 5)
     scales: Sequence[float] = (0.17, 0.10, 0.20)
-    norm_layer: NormLayer = partial(BatchNorm, eps=1e-3)
-    remat: bool = False
-    image_size: int = 299
 
     groups: ClassVar[Mapping[str, Mapping]]  # {name: branches of its residual blocks}
     reductions: ClassVar[Mapping[str, Mapping]]  # {name: branches}, before the second and the third group
@@ -107,16 +102,15 @@ class InceptionResnet(nn.Module):
         super().__post_init__()
 
     def layer(self, x: jax.Array, train: bool, name: str, layer: partial) -> jax.Array:
-        """`x` through the module that `layer` builds."""
-        build = partial(remat(layer.func, self.remat), *layer.args, **layer.keywords)
-        return build(norm_layer=self.norm_layer, name=name)(x, train)
+        """`x` through the module `name` that `layer` builds."""
+        return self.run_block(partial(layer, name=name), x, train)
 
     def stem(self, x: jax.Array, train: bool) -> jax.Array:
         """(N, 299, 299, C) -> (N, 71, 71, 192)."""
         x = self.layer(x, train, 'conv2d_1a', valid(32, 3, stride=2))
         x = self.layer(x, train, 'conv2d_2a', valid(32, 3))
         x = self.layer(x, train, 'conv2d_2b', same(64, 3))
-        x = max_pool(x)
+        x = tap(self, 'maxpool_3a', max_pool(x))
         x = self.layer(x, train, 'conv2d_3b', same(80))
         return self.layer(x, train, 'conv2d_4a', valid(192, 3))
 
@@ -135,7 +129,7 @@ class InceptionResnet(nn.Module):
 class InceptionResnetV1(InceptionResnet):
     """facenet-pytorch's `InceptionResnetV1`, the FaceNet network, and the paper's classifier.
 
-    Call it on `x: (N, H, W, C)` of any floating dtype. By default it is facenet-pytorch's `classify=True`: pooled
+    By default it is facenet-pytorch's `classify=True`: pooled
     features, a normalised embedding, and `logits` on top of it, (N, num_classes). With `classify=False` the result is
     the embedding scaled to length 1, (N, embedding), and there are no `logits`. With `embedding=None` there is no
     embedding and `logits` see the 1792 pooled features, as in the paper.
@@ -157,6 +151,7 @@ class InceptionResnetV1(InceptionResnet):
         'repeat_3': factorised(3, 192, 192, 192, 192),
     }
     reductions: ClassVar = {'mixed_6a': reduction_a(192, 192, 256, 384), 'mixed_7a': reduction_b(256, 256, 256)}
+    stages = ('conv2d_2b', 'conv2d_4a', 'repeat_1', 'repeat_2', 'block8')
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -166,12 +161,12 @@ class InceptionResnetV1(InceptionResnet):
         x = Dropout(self.dropout_prob, name='dropout')(adaptive_avg_pool2d(x, 1), train)[:, 0, 0]
         if self.embedding is not None:
             x = Linear(self.embedding, bias=False, name='last_linear')(x)
-            x = self.norm_layer(name='last_bn')(x, train)
+            x = norm(name='last_bn')(x, train)
         return Linear(self.num_classes, name='logits')(x) if self.classify else _unit_length(x)
 
 
 class InceptionResnetV2(InceptionResnet):
-    """`timm.models.InceptionResnetV2`: logits (N, num_classes) of `x: (N, H, W, C)` of any floating dtype.
+    """`timm.models.InceptionResnetV2`; its head is called `classif`.
 
     Attributes:
       blocks: timm's `repeat_2` has nine blocks, `block8` is the tenth.
@@ -187,10 +182,11 @@ class InceptionResnetV2(InceptionResnet):
         'repeat_2': factorised(3, 192, 192, 224, 256),
     }
     reductions: ClassVar = {'mixed_6a': reduction_a(256, 256, 384, 384), 'mixed_7a': reduction_b(288, 288, 320)}
+    stages = ('conv2d_2b', 'conv2d_4a', 'repeat', 'repeat_1', 'conv2d_7b')
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = max_pool(self.stem(x, train))
+        x = tap(self, 'maxpool_5a', max_pool(self.stem(x, train)))
         x = self.layer(x, train, 'mixed_5b', partial(Branches, MIXED_5B))
         x = self.residuals(x, train)
         x = self.layer(x, train, 'conv2d_7b', same(1536))

@@ -1,13 +1,13 @@
-"""Inception v1: GoogLeNet as the paper and its Caffe release have it, without batch normalisation.
+"""Inception v1: GoogLeNet with batch normalisation, as torchvision has it, and the paper's own network without.
 
-Paper: https://arxiv.org/abs/1409.4842. Reference for what the paper leaves open (the places of the local response
-normalisation, initial values): Caffe's bvlc_googlenet. No torch package has this network: names of parameters are those
-of torchvision's GoogLeNet, whose convolutions here have a bias and no `bn`.
+Paper: https://arxiv.org/abs/1409.4842. References: torchvision.models.googlenet, whose names of parameters both have;
+for what the paper leaves open (the places of the local response normalisation, initial values) Caffe's bvlc_googlenet.
+No torch package has the paper's network: where torchvision's convolutions have a `bn`, its own have a bias.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,27 +15,47 @@ import jax.numpy as jnp
 
 from flaxzoo.layers import (
     Conv2d,
+    ConvNormAct,
     Dropout,
     Linear,
+    Network,
+    Norm,
     adaptive_avg_pool2d,
     avg_pool2d,
     flatten,
     global_avg_pool2d,
     local_response_norm,
     max_pool2d,
-    remat,
+    sequential,
+    tap,
 )
-from flaxzoo.layers.initializers import variance_scaling
-from flaxzoo.models.googlenet import GoogLeNetOutputs, Inception, inception_stages
+from flaxzoo.layers.initializers import normal, variance_scaling
+from flaxzoo.layers.naming import run
 from flaxzoo.ops.pairs import IntOrPair
 
-xavier = variance_scaling(1.0, 'fan_in', 'uniform')  # Caffe's: U(-sqrt(3 / fan_in), sqrt(3 / fan_in))
-bias_init = nn.initializers.constant(0.2)
-# The last layer of each head starts with a zero bias.
-classifier = partial(Linear, kernel_init=xavier, bias_init=nn.initializers.zeros)
+# Output channels of the blocks: 1x1; 3x3 reduction, 3x3; 5x5 reduction, 5x5; pool projection (the paper's table 1).
+WIDTHS = {
+    '3a': (64, 96, 128, 16, 32, 32),
+    '3b': (128, 128, 192, 32, 96, 64),
+    '4a': (192, 96, 208, 16, 48, 64),
+    '4b': (160, 112, 224, 24, 64, 64),
+    '4c': (128, 128, 256, 24, 64, 64),
+    '4d': (112, 144, 288, 32, 64, 64),
+    '4e': (256, 160, 320, 32, 128, 128),
+    '5a': (256, 160, 320, 32, 128, 128),
+    '5b': (384, 192, 384, 48, 128, 128),
+}
 
 pool = partial(max_pool2d, kernel_size=3, stride=2, ceil_mode=True)
 lrn = partial(local_response_norm, size=5, alpha=1e-4, beta=0.75)
+
+# Torchvision truncates at +-2, 200 standard deviations: a plain normal.
+narrow = normal(0.01)
+xavier = variance_scaling(1.0, 'fan_in', 'uniform')  # Caffe's: U(-sqrt(3 / fan_in), sqrt(3 / fan_in))
+constant = nn.initializers.constant(0.2)
+
+# torchvision.models.googlenet.BasicConv2d
+conv_norm = partial(ConvNormAct, norm_layer=Norm(eps=1e-3), kernel_init=narrow)
 
 
 class ConvAct(nn.Module):
@@ -47,10 +67,84 @@ class ConvAct(nn.Module):
     padding: IntOrPair = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """`train` changes nothing; it is there because `Inception` calls any convolution with it."""
+    def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.out_channels, self.kernel_size, self.stride, self.padding)
-        return nn.relu(Conv2d(*shape, kernel_init=xavier, bias_init=bias_init, name='conv')(x))
+        return nn.relu(Conv2d(*shape, kernel_init=xavier, bias_init=constant, name='conv')(x))
+
+
+def smaller(x: jax.Array) -> jax.Array:
+    """At 224 pixels the 5x5 windows give 4x4 maps; the second pool makes other sizes fit the linear layer."""
+    return adaptive_avg_pool2d(avg_pool2d(x, 5, stride=3), 4)
+
+
+class Form(NamedTuple):
+    """What the two networks do differently: layers with their initial values, the large kernel, pools and LRN."""
+
+    conv: Callable[..., nn.Module]
+    kernel5x5: int
+    after_conv1: Callable[[jax.Array], jax.Array]
+    after_conv3: Callable[[jax.Array], jax.Array]
+    last_pool: Callable[[jax.Array], jax.Array]
+    aux_pool: Callable[[jax.Array], jax.Array]
+    hidden: Callable[..., nn.Module]
+    classifier: Callable[..., nn.Module]
+
+
+TORCHVISION = Form(
+    conv=conv_norm,
+    kernel5x5=3,  # as in torchvision, whose weights are so (https://github.com/pytorch/vision/issues/906)
+    after_conv1=pool,
+    after_conv3=pool,
+    last_pool=partial(max_pool2d, kernel_size=2, stride=2, ceil_mode=True),
+    aux_pool=partial(adaptive_avg_pool2d, output_size=4),
+    hidden=partial(Linear, kernel_init=narrow),
+    classifier=partial(Linear, kernel_init=narrow),
+)
+PAPER = Form(
+    conv=ConvAct,
+    kernel5x5=5,
+    after_conv1=lambda x: lrn(pool(x)),
+    after_conv3=lambda x: pool(lrn(x)),
+    last_pool=pool,
+    aux_pool=smaller,
+    hidden=partial(Linear, kernel_init=xavier, bias_init=constant),
+    classifier=partial(Linear, kernel_init=xavier, bias_init=nn.initializers.zeros),
+)
+
+
+class GoogLeNetOutputs(NamedTuple):
+    """Logits (N, num_classes) of the network and of its auxiliary heads, in training."""
+
+    logits: jax.Array
+    aux_logits2: jax.Array
+    aux_logits1: jax.Array
+
+
+class Inception(nn.Module):
+    """Four branches side by side: (N, H, W, C) -> (N, H, W, ch1x1 + ch3x3 + ch5x5 + pool_proj).
+
+    `conv(channels, kernel_size, padding=)` builds a convolution with its activation.
+    """
+
+    ch1x1: int
+    ch3x3red: int
+    ch3x3: int
+    ch5x5red: int
+    ch5x5: int
+    pool_proj: int
+    conv: Callable[..., nn.Module]
+    kernel5x5: int = 5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        conv = partial(partial, self.conv)
+        branches = {
+            'branch2': [conv(self.ch3x3red, 1), conv(self.ch3x3, 3, padding=1)],
+            'branch3': [conv(self.ch5x5red, 1), conv(self.ch5x5, self.kernel5x5, padding=self.kernel5x5 // 2)],
+            'branch4': [partial(max_pool2d, kernel_size=3, stride=1, padding=1), conv(self.pool_proj, 1)],
+        }
+        branch1 = run(conv(self.ch1x1, 1, name='branch1'), x, train)
+        return jnp.concatenate([branch1, *(sequential(self, x, train, *branch) for branch in branches.items())], -1)
 
 
 class InceptionAux(nn.Module):
@@ -58,67 +152,76 @@ class InceptionAux(nn.Module):
 
     num_classes: int
     dropout: float
+    form: Form
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = avg_pool2d(x, 5, stride=3)
-        x = adaptive_avg_pool2d(x, 4)  # what it is at 224 pixels; makes other sizes fit fc1
-        x = ConvAct(128, 1, name='conv')(x)
-        x = nn.relu(Linear(1024, kernel_init=xavier, bias_init=bias_init, name='fc1')(flatten(x)))
+        x = run(partial(self.form.conv, 128, 1, name='conv'), self.form.aux_pool(x), train)
+        x = nn.relu(self.form.hidden(1024, name='fc1')(flatten(x)))
         x = Dropout(self.dropout, name='dropout')(x, train)
-        return classifier(self.num_classes, name='fc2')(x)
+        return self.form.classifier(self.num_classes, name='fc2')(x)
 
 
-class InceptionV1(nn.Module):
-    """The network of the paper. Call it on `x: (N, H, W, C)` for logits (N, num_classes).
+class GoogLeNet(Network):
+    """`torchvision.models.GoogLeNet`, without its `transform_input`, which belongs to the weights.
 
-    With `train=True` and `aux_logits` it returns GoogLeNetOutputs. It takes images of 31 pixels or more, and of 79 or
-    more in training with auxiliary heads, which pool over 5x5 windows.
+    Images of 15 pixels or more. Training with `aux_logits` returns GoogLeNetOutputs.
 
     Attributes:
-      num_classes: width of the head `fc` and of the auxiliary heads.
       aux_logits: have the auxiliary heads `aux1` and `aux2`.
       dropout, dropout_aux: probability with which training drops the inputs of the last linear layers.
-      remat: recompute the blocks in the backward pass instead of storing them.
-      image_size: the size in pixels that the network was designed for; it takes others.
     """
 
-    num_classes: int = 1000
     aux_logits: bool = True
-    dropout: float = 0.4
+    dropout: float = 0.2
     dropout_aux: float = 0.7
-    remat: bool = False
-    image_size: int = 224
 
-    aux_weight: ClassVar[float] = 0.3  # of each auxiliary loss, from the paper
+    aux_weight = 0.3  # from the paper
+    stages = ('conv1', 'conv3', 'inception3b', 'inception4e', 'inception5b')
 
-    @property
-    def has_aux(self) -> bool:
-        """A network without a head has no auxiliary heads either."""
-        return self.aux_logits and self.num_classes > 0
+    form: ClassVar[Form] = TORCHVISION
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array | GoogLeNetOutputs:
-        block: Callable[..., nn.Module] = partial(remat(Inception, self.remat), conv=ConvAct)
-
-        def aux(x: jax.Array, name: str) -> jax.Array | None:
-            head = partial(InceptionAux, self.num_classes, self.dropout_aux, name=name)
-            if self.has_aux and train:
-                return head()(x, train)
-            if self.has_aux and self.is_initializing():
-                # Parameters depend on the channels alone: init also takes images too small for the head.
-                head()(jnp.zeros((1, 14, 14, x.shape[-1]), x.dtype))
-            return None
-
-        x = ConvAct(64, 7, stride=2, padding=3, name='conv1')(x)
-        x = lrn(pool(x))
-        x = ConvAct(64, 1, name='conv2')(x)
-        x = ConvAct(192, 3, padding=1, name='conv3')(x)
-        x = pool(lrn(x))
-        x, aux2, aux1 = inception_stages(x, train, block, aux, last_pool=pool)
+        form = self.form
+        x = run(partial(form.conv, 64, 7, stride=2, padding=3, name='conv1'), x, train)
+        x = tap(self, 'maxpool1', form.after_conv1(x))
+        x = run(partial(form.conv, 64, 1, name='conv2'), x, train)
+        x = run(partial(form.conv, 192, 3, padding=1, name='conv3'), x, train)
+        x = tap(self, 'maxpool2', form.after_conv3(x))
+        x = self._blocks(x, train, '3a', '3b')
+        x = tap(self, 'maxpool3', pool(x))
+        x = self._blocks(x, train, '4a')
+        aux1 = self._aux(x, train, 'aux1')
+        x = self._blocks(x, train, '4b', '4c', '4d')
+        aux2 = self._aux(x, train, 'aux2')
+        x = self._blocks(x, train, '4e')
+        x = tap(self, 'maxpool4', form.last_pool(x))
+        x = self._blocks(x, train, '5a', '5b')
         x = Dropout(self.dropout, name='dropout')(global_avg_pool2d(x), train)
-        logits = classifier(self.num_classes, name='fc')(x)
-        return GoogLeNetOutputs(logits, aux2, aux1) if train and self.has_aux else logits
+        logits = form.classifier(self.num_classes, name='fc')(x)
+        return logits if aux2 is None else GoogLeNetOutputs(logits, aux2, aux1)
+
+    def _blocks(self, x: jax.Array, train: bool, *names: str) -> jax.Array:
+        block = partial(Inception, conv=self.form.conv, kernel5x5=self.form.kernel5x5)
+        for name in names:
+            x = self.run_block(partial(block, *WIDTHS[name], name=f'inception{name}'), x, train)
+        return x
+
+    def _aux(self, x: jax.Array, train: bool, name: str) -> jax.Array | None:
+        head = partial(InceptionAux, self.num_classes, self.dropout_aux, self.form, name=name)
+        return self.auxiliary(head, x, train, (14, 14))
 
 
-VARIANTS = {'inception_v1': partial(InceptionV1)}
+class InceptionV1(GoogLeNet):
+    """The network of the paper, with true 5x5 convolutions, biases and local response normalisation.
+
+    Images of 31 pixels or more, and of 79 or more in training with auxiliary heads, which pool over 5x5 windows.
+    """
+
+    dropout: float = 0.4
+
+    form = PAPER
+
+
+VARIANTS = {'googlenet': partial(GoogLeNet), 'inception_v1': partial(InceptionV1)}

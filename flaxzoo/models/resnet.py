@@ -13,16 +13,17 @@ import flax.linen as nn
 import jax
 
 from flaxzoo.layers import (
-    BatchNorm,
     Conv2d,
     Linear,
-    NormLayer,
+    Network,
+    Norm,
+    SpaceToDepthConv2d,
     SqueezeExcite,
     global_avg_pool2d,
     kaiming_normal_fan_out,
     kept_relu,
     max_pool2d,
-    remat,
+    tap,
 )
 
 conv = partial(Conv2d, bias=False, kernel_init=kaiming_normal_fan_out)
@@ -38,7 +39,7 @@ class Block(nn.Module):
     base_width: int = 64
     downsample: bool = False
     zero_init_residual: bool = False
-    norm_layer: NormLayer = BatchNorm
+    norm_layer: Norm = Norm()
     attn_layer: Callable[..., nn.Module] | None = None
 
     expansion: ClassVar[int]
@@ -64,11 +65,6 @@ class BasicBlock(Block):
     """Two 3x3 convolutions and a shortcut: (N, H, W, C) -> (N, H / stride, W / stride, planes)."""
 
     expansion = 1
-
-    def __post_init__(self) -> None:
-        if self.groups != 1 or self.base_width != 64 or self.dilation != 1:
-            raise ValueError('BasicBlock takes groups=1, width_per_group=64 and no dilation; use Bottleneck')
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -100,38 +96,30 @@ class Bottleneck(Block):
         return self.join(x, shortcut, 'bn3', train)
 
 
-class ResNet(nn.Module):
-    """`torchvision.models.ResNet` with the ResNeXt paper's CIFAR stem as an option.
-
-    Call it on `x: (N, H, W, C)` of any floating dtype for logits (N, num_classes).
+class ResNet(Network):
+    """`torchvision.models.ResNet` with the ResNeXt paper's CIFAR stem as an option; its head is called `fc`.
 
     Attributes:
       block: BasicBlock or Bottleneck.
       layers: blocks a stage. Torch's networks have four stages, the CIFAR form of the paper three.
-      num_classes: width of the head `fc`.
       groups, width_per_group: the ResNeXt cardinality and width (or the Wide ResNet width).
       replace_stride_with_dilation: for each stage after the first, dilate instead of stride.
       stem: 'imagenet' (7x7 stride 2 and a max pool), 'space_to_depth' (the same numbers, computed over blocks of 2x2
         pixels, for hardware that is slow at three channels) or 'cifar' (3x3, full resolution).
       zero_init_residual: start every block as the identity.
-      norm_layer: builds the normalisation, for example `partial(BatchNorm, axis_name='batch')`.
+      norm_layer: the normalisation, for example `Norm(eps=1e-3)`.
       attn_layer: builds a block's attention from its width, for example `squeeze_excite`.
-      remat: recompute the blocks in the backward pass instead of storing them.
-      image_size: the size in pixels that the network was designed for; it takes others.
     """
 
     block: type[Block]
     layers: Sequence[int]
-    num_classes: int = 1000
     groups: int = 1
     width_per_group: int = 64
     replace_stride_with_dilation: Sequence[bool] = (False, False, False)
     stem: str = 'imagenet'
     zero_init_residual: bool = False
-    norm_layer: NormLayer = BatchNorm
+    norm_layer: Norm = Norm()
     attn_layer: Callable[..., nn.Module] | None = None
-    remat: bool = False
-    image_size: int = 224
 
     def __post_init__(self) -> None:
         if self.stem not in ('imagenet', 'space_to_depth', 'cifar'):
@@ -141,18 +129,26 @@ class ResNet(nn.Module):
                 'replace_stride_with_dilation needs one value for each stage after the first: '
                 f'{len(self.layers) - 1}, got {self.replace_stride_with_dilation!r}'
             )
+        plain = self.groups == 1 and self.width_per_group == 64 and not any(self.replace_stride_with_dilation)
+        if issubclass(self.block, BasicBlock) and not plain:
+            raise ValueError('BasicBlock takes groups=1, width_per_group=64 and no dilation; use Bottleneck')
         super().__post_init__()
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stem, and the last block of each stage."""
+        return 'relu', *(f'layer{stage + 1}' for stage in range(len(self.layers)))
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         if self.stem == 'cifar':
             x = conv(64, 3, padding=1, name='conv1')(x)
         else:
-            blocks = self.stem == 'space_to_depth'
-            x = conv(64, 7, stride=2, padding=3, space_to_depth=blocks, name='conv1')(x)
-        x = nn.relu(self.norm_layer(name='bn1')(x, train))
+            stem = partial(SpaceToDepthConv2d, **conv.keywords) if self.stem == 'space_to_depth' else conv
+            x = stem(64, 7, stride=2, padding=3, name='conv1')(x)
+        x = tap(self, 'relu', nn.relu(self.norm_layer(name='bn1')(x, train)))
         if self.stem != 'cifar':
-            x = max_pool2d(x, 3, stride=2, padding=1)
+            x = tap(self, 'maxpool', max_pool2d(x, 3, stride=2, padding=1))
         dilation = 1
         for stage, blocks in enumerate(self.layers):
             x, dilation = self._stage(x, train, stage, blocks, dilation)
@@ -166,7 +162,7 @@ class ResNet(nn.Module):
             # As torchvision: the first block keeps the dilation of the stage before.
             stride, dilation = 1, dilation * 2
         block = partial(
-            remat(self.block, self.remat),
+            self.block,
             planes=planes,
             groups=self.groups,
             base_width=self.width_per_group,
@@ -176,12 +172,14 @@ class ResNet(nn.Module):
         )
         for i in range(blocks):
             first = i == 0
-            x = block(
+            build = partial(
+                block,
                 stride=stride if first else 1,
                 dilation=first_dilation if first else dilation,
                 downsample=first and (stride != 1 or x.shape[-1] != planes * self.block.expansion),
                 name=f'layer{stage + 1}.{i}',
-            )(x, train)
+            )
+            x = self.run_block(build, x, train)
         return x, dilation
 
 

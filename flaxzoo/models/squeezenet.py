@@ -6,12 +6,13 @@ Reference: torchvision.models.squeezenet; names of parameters are its own.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxzoo.layers import Conv2d, Dropout, global_avg_pool2d, max_pool2d
+from flaxzoo.layers import Conv2d, Dropout, Network, global_avg_pool2d, max_pool2d, tap
 from flaxzoo.layers.initializers import normal, variance_scaling
 
 zeros = nn.initializers.zeros
@@ -19,6 +20,8 @@ zeros = nn.initializers.zeros
 conv = partial(Conv2d, kernel_init=variance_scaling(2.0, 'fan_in', 'uniform'), bias_init=zeros)
 # ceil_mode: at 224 pixels the maps of 1.0 are 109, 54, 27 and 13 wide.
 pool = partial(max_pool2d, kernel_size=3, stride=2, ceil_mode=True)
+# Squeezed and expanded channels of the eight Fire modules.
+WIDTHS = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
 
 
 class Fire(nn.Module):
@@ -35,45 +38,38 @@ class Fire(nn.Module):
         return jnp.concatenate([narrow, wide], -1)
 
 
-class SqueezeNet(nn.Module):
-    """`torchvision.models.SqueezeNet`. Call it on `x: (N, H, W, C)` for logits (N, num_classes), which are >= 0.
-
-    Images of 21 pixels or more (1.0), of 17 or more (1.1).
+class SqueezeNet(Network):
+    """`torchvision.models.SqueezeNet`; logits are >= 0. Images of 21 pixels or more (1.0), of 17 or more (1.1).
 
     Attributes:
       stem_width, stem_kernel: the first convolution, of stride 2.
-      fires: Fire modules after each of the three max pools; eight in all, whose widths grow with every second one.
-      num_classes: channels of the last convolution, `classifier.1`.
-      dropout: probability with which training drops the inputs of the last convolution.
-      remat: recompute the Fire modules in the backward pass instead of storing them.
-      image_size: the size in pixels that the network was designed for; it takes others.
+      fires: Fire modules after each of the three max pools; eight in all.
+      dropout: probability with which training drops the inputs of the last convolution, `classifier.1`.
     """
 
     stem_width: int
     stem_kernel: int
     fires: Sequence[int]
-    num_classes: int = 1000
     dropout: float = 0.5
-    remat: bool = False
-    image_size: int = 224
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stem, and the last Fire module after each pool."""
+        ends = accumulate((2, *(count + 1 for count in self.fires)))
+        return tuple(f'features.{end - 1}' for end in ends)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        fire = nn.remat(Fire) if self.remat else Fire
-        x = nn.relu(conv(self.stem_width, self.stem_kernel, stride=2, name='features.0')(x))
-        index, built = 2, 0  # the next layer in torch's nn.Sequential `features`; Fire modules so far
+        fires = [partial(Fire, *widths) for widths in WIDTHS]
+        parts = [[partial(conv, self.stem_width, self.stem_kernel, stride=2), nn.relu]]
         for count in self.fires:
-            x = pool(x)
-            for _ in range(count):
-                index += 1
-                step = built // 2 + 1
-                x = fire(16 * step, 64 * step, name=f'features.{index}')(x)
-                built += 1
-            index += 1
+            parts.append([pool, *fires[:count]])
+            del fires[:count]
+        x = self.sequential_blocks(x, train, 'features', parts)
         x = Dropout(self.dropout, name='classifier.0')(x, train)
         if self.num_classes:
             x = conv(self.num_classes, 1, kernel_init=normal(0.01), name='classifier.1')(x)
-        return global_avg_pool2d(nn.relu(x))
+        return global_avg_pool2d(tap(self, 'classifier.2', nn.relu(x)))
 
 
 VARIANTS = {

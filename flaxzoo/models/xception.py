@@ -10,18 +10,20 @@ import flax.linen as nn
 import jax
 
 from flaxzoo.layers import (
-    BatchNorm,
     Conv2d,
     Dropout,
     Linear,
-    NormLayer,
+    Network,
+    Norm,
     global_avg_pool2d,
     kaiming_normal_fan_out,
     max_pool2d,
-    remat,
+    sequential,
+    tap,
 )
 
 conv = partial(Conv2d, bias=False, kernel_init=kaiming_normal_fan_out)
+norm = Norm()
 
 # Widths of the separable convolutions of each block, and its stride.
 ENTRY = (((128, 128), 2), ((256, 256), 2), ((728, 728), 2))
@@ -46,59 +48,44 @@ class Block(nn.Module):
     widths: Sequence[int]
     stride: int = 1
     start_with_relu: bool = True
-    norm_layer: NormLayer = BatchNorm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.widths[-1]:
             shortcut = conv(self.widths[-1], 1, stride=self.stride, name='skip')(x)
-            shortcut = self.norm_layer(name='skipbn')(shortcut, train)
-        # Torch's `rep` is a Sequential of ReLU, convolution and norm in turn.
-        index = 1 if self.start_with_relu else 0
-        for i, width in enumerate(self.widths):
-            if i or self.start_with_relu:
-                x = nn.relu(x)
-            x = SeparableConv2d(width, name=f'rep.{index}')(x)
-            x = self.norm_layer(name=f'rep.{index + 1}')(x, train)
-            index += 3
+            shortcut = norm(name='skipbn')(shortcut, train)
+        separable = [layer for width in self.widths for layer in (nn.relu, partial(SeparableConv2d, width), norm)]
+        x = sequential(self, x, train, 'rep', separable if self.start_with_relu else separable[1:])
         if self.stride != 1:
             x = max_pool2d(x, 3, stride=self.stride, padding=1)
         return x + shortcut
 
 
-class Xception(nn.Module):
-    """timm's `legacy_xception`.
-
-    Call it on `x: (N, H, W, C)` of any floating dtype for logits (N, num_classes). H and W are at least 7.
+class Xception(Network):
+    """timm's `legacy_xception`, for images of 7 pixels or more.
 
     Attributes:
-      num_classes: width of the head `fc`.
       drop_rate: dropout before the head.
-      norm_layer: builds the normalisation, for example `partial(BatchNorm, axis_name='batch')`.
-      remat: recompute the blocks in the backward pass instead of storing them.
-      image_size: the size in pixels that the network was designed for; it takes others.
     """
 
-    num_classes: int = 1000
-    drop_rate: float = 0.0
-    norm_layer: NormLayer = BatchNorm
-    remat: bool = False
     image_size: int = 299
+    drop_rate: float = 0.0
+
+    stages = ('act2', 'block2.rep.0', 'block3.rep.0', 'block12.rep.0', 'act4')
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = conv(32, 3, stride=2, name='conv1')(x)
-        x = nn.relu(self.norm_layer(name='bn1')(x, train))
+        x = tap(self, 'act1', nn.relu(norm(name='bn1')(x, train)))
         x = conv(64, 3, name='conv2')(x)
-        x = nn.relu(self.norm_layer(name='bn2')(x, train))
-        block = partial(remat(Block, self.remat), norm_layer=self.norm_layer)
+        x = tap(self, 'act2', nn.relu(norm(name='bn2')(x, train)))
         for i, (widths, stride) in enumerate((*ENTRY, *MIDDLE, *EXIT), start=1):
             # The first block follows a ReLU.
-            x = block(widths, stride, start_with_relu=i > 1, name=f'block{i}')(x, train)
+            x = self.run_block(partial(Block, widths, stride, start_with_relu=i > 1, name=f'block{i}'), x, train)
         for i, width in ((3, 1536), (4, 2048)):
             x = SeparableConv2d(width, name=f'conv{i}')(x)
-            x = nn.relu(self.norm_layer(name=f'bn{i}')(x, train))
+            x = tap(self, f'act{i}', nn.relu(norm(name=f'bn{i}')(x, train)))
         x = global_avg_pool2d(x)
         if self.drop_rate:
             x = Dropout(self.drop_rate, name='drop')(x, train)
