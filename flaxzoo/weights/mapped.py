@@ -1,33 +1,37 @@
 """A file's bytes as memory-mapped numpy arrays, checked against the file's length."""
 
+import logging
 import math
 import mmap
+import os
 import struct
+import weakref
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from flaxzoo.weights.errors import WeightsError
 
+logger = logging.getLogger('flaxzoo')
+
 CHUNK = 1 << 20
+MOST_DIMENSIONS = 32
 LOCAL_HEADER = struct.Struct('<4s22xHH')  # signature, ..., lengths of the name and of the extra field
 
 
 class MappedFile:
-    """An open file. Arrays from it stay valid when it is closed, can be written to, and never change the file."""
+    """An open file. Arrays from it can be written to, which never changes the file; it is closed when none needs it."""
 
     def __init__(self, path: Path):
-        self.file = path.open('rb')
-        self.map = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_COPY)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0))
+        weakref.finalize(self, os.close, descriptor)
+        self.file = open(descriptor, 'rb', closefd=False)  # noqa: SIM115
+        self.path = path
+        self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
         self.size = len(self.map)
-
-    def __enter__(self) -> 'MappedFile':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
 
     def view(self, start: int = 0, count: int | None = None) -> memoryview:
         """`count` bytes from `start`, all there are by default."""
@@ -39,14 +43,19 @@ class MappedFile:
         self.check(start, count * dtype.itemsize)
         return np.frombuffer(self.map, dtype, count, start) if count else np.empty(0, dtype)
 
-    def crc32(self, start: int, count: int) -> int:
-        """The checksum of `count` bytes from `start`, read past the map so that they do not stay in memory."""
+    def chunks(self, start: int, count: int) -> Iterator[bytes]:
+        """`count` bytes from `start`, read past the map so that they do not stay in memory."""
         self.check(start, count)
         self.file.seek(start)
-        checksum = 0
         while count and (chunk := self.file.read(min(CHUNK, count))):
-            checksum = zlib.crc32(chunk, checksum)
+            yield chunk
             count -= len(chunk)
+
+    def crc32(self, start: int, count: int) -> int:
+        """The checksum of `count` bytes from `start`."""
+        checksum = 0
+        for chunk in self.chunks(start, count):
+            checksum = zlib.crc32(chunk, checksum)
         return checksum
 
     def check(self, start: int, count: int) -> None:
@@ -57,10 +66,10 @@ class MappedFile:
 
 
 class Archive:
-    """A zip file whose entries are stored as they are, as torch.save and np.savez write them.
+    """A zip file of entries that are stored as they are, as torch.save and np.savez write them.
 
     Raises:
-      WeightsError: the directory is damaged, or an entry is compressed, encrypted, doubled or overlaps others.
+      WeightsError: the directory is damaged, or entries have the same name or overlap.
     """
 
     def __init__(self, file: MappedFile):
@@ -73,18 +82,12 @@ class Archive:
         self.entries = {entry.filename: entry for entry in entries}
         if len(self.entries) != len(entries):
             raise WeightsError('refused: the zip archive has two entries of one name')
-        for entry in entries:
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise WeightsError(
-                    f'refused: {entry.filename!r} in the archive is compressed; torch.save and np.savez store '
-                    'entries as they are'
-                )
-            if entry.flag_bits & 1:
-                raise WeightsError(f'refused: {entry.filename!r} in the archive is encrypted')
-        if sum(entry.file_size for entry in entries) > file.size:
+        if sum(entry.compress_size for entry in entries) > file.size:
             raise WeightsError('refused: the entries of the zip archive are larger than the file')
         # torch.serialization.set_crc32_options(False) writes 0 for every entry.
         self.checksums = any(entry.CRC for entry in entries)
+        if not self.checksums and any(entry.file_size for entry in entries):
+            logger.warning('%s: the archive has no checksums, so that damage to its numbers goes unnoticed', file.path)
         self.found: dict[str, tuple[int, int]] = {}
 
     def find(self, name: str) -> tuple[int, int]:
@@ -94,6 +97,13 @@ class Archive:
         if name not in self.entries:
             raise WeightsError(f'the archive is damaged: it has no entry {name!r}')
         entry = self.entries[name]
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise WeightsError(
+                f'refused: {name[:200]!r} in the archive is compressed; torch.save and np.savez store entries as they '
+                'are'
+            )
+        if entry.flag_bits & 1:
+            raise WeightsError(f'refused: {name[:200]!r} in the archive is encrypted')
         header = self.file.view(entry.header_offset, LOCAL_HEADER.size)
         signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
         start = entry.header_offset + LOCAL_HEADER.size + name_length + extra_length
@@ -120,16 +130,25 @@ def strided(
     Raises:
       WeightsError: the view leaves `values`, or repeats them (by strides of 0) to more than `limit` bytes.
     """
-    counts = (offset, *shape, *strides)
-    if len(shape) != len(strides) or len(shape) > 32 or any(type(n) is not int or n < 0 for n in counts):
-        raise WeightsError('the file is damaged: a tensor has an impossible shape')
+    check_shape(shape, values.itemsize)
+    if len(shape) != len(strides) or any(type(n) is not int or n < 0 for n in (offset, *strides)):
+        raise WeightsError('the file is damaged: a tensor has impossible strides')
+    if not math.prod(shape):
+        return np.empty(shape, values.dtype)
+    strides = tuple(stride if n > 1 else 0 for n, stride in zip(shape, strides, strict=True))
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= len(values):
+    if last >= len(values):
         raise WeightsError(f'the file is damaged: a tensor of shape {shape} needs {last + 1} values of {len(values)}')
     if math.prod(shape) * values.itemsize > limit:
         raise WeightsError(f'refused: a tensor of shape {shape} is larger than the file')
-    if not math.prod(shape):
-        return np.empty(shape, values.dtype)
     steps = tuple(stride * values.itemsize for stride in strides)
     raw = values[offset:].view(f'V{values.itemsize}')  # as_strided does not know every dtype of ml_dtypes
     return np.lib.stride_tricks.as_strided(raw, shape, steps).view(values.dtype)
+
+
+def check_shape(shape: tuple[int, ...], itemsize: int) -> None:
+    """Raises WeightsError for what cannot be the shape of an array, not even of one without elements."""
+    if len(shape) > MOST_DIMENSIONS or any(type(n) is not int or not 0 <= n < 1 << 63 for n in shape):
+        raise WeightsError('the file is damaged: a tensor has an impossible shape')
+    if math.prod(max(n, 1) for n in shape) * itemsize >= 1 << 63:
+        raise WeightsError(f'the file is damaged: a tensor has the impossible shape {shape}')

@@ -13,7 +13,8 @@ import numpy as np
 
 from flaxzoo.weights.errors import WeightsError
 from flaxzoo.weights.mapped import Archive, MappedFile, strided
-from flaxzoo.weights.pickles import loads, set_item
+from flaxzoo.weights.other_files import describe_archive
+from flaxzoo.weights.pickles import Opaque, call, loads, set_item
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -53,6 +54,14 @@ STORAGES = {
     'ByteStorage': 'uint8',
     'BoolStorage': 'bool',
 }
+# Storages whose tensors are not read, but whose sizes must be known to find the next.
+QUANTISED = {
+    'QInt8Storage': 'int8',
+    'QUInt8Storage': 'uint8',
+    'QInt32Storage': 'int32',
+    'QUInt4x2Storage': 'uint8',
+    'QUInt2x4Storage': 'uint8',
+}
 
 
 class StorageType(NamedTuple):
@@ -87,10 +96,13 @@ def read_zip(file: MappedFile, archive: Archive) -> Content:
     """Reads a zip-format file. Every entry that is read has its CRC32 verified."""
     pickles = [name for name in archive.entries if name.count('/') == 1 and name.endswith('/data.pkl')]
     if len(pickles) != 1:
-        raise WeightsError('a zip archive, but not of torch.save: it has no data.pkl')
+        raise WeightsError(f'a zip archive without the data.pkl of torch.save{describe_archive(archive.entries)}')
     folder = pickles[0].removesuffix('data.pkl')
     if f'{folder}constants.pkl' in archive.entries:
-        raise WeightsError('a TorchScript archive (torch.jit.save), not a state dict; save its state_dict() in torch')
+        raise WeightsError(
+            'a TorchScript archive (torch.jit.save), which is a program and not a state dict; in torch: '
+            "torch.save(torch.jit.load(path, map_location='cpu').state_dict(), new_path)"
+        )
     if f'{folder}byteorder' in archive.entries and bytes(archive.view(f'{folder}byteorder')) != b'little':
         raise WeightsError('written on a big-endian machine, which is not supported')
     data, _ = loads(archive.view(pickles[0]), NAMES, _storage)
@@ -109,7 +121,7 @@ def read_legacy(file: MappedFile) -> Content:
     view = file.view()
     magic, end = loads(view, NAMES, _storage)
     if magic != LEGACY_MAGIC:
-        raise WeightsError('a pickle, but not of torch.save')
+        raise WeightsError('a pickle, but not of torch.save; load it where it was written and torch.save the weights')
     protocol, end = loads(view, NAMES, _storage, end)
     system, end = loads(view, NAMES, _storage, end)
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
@@ -118,9 +130,9 @@ def read_legacy(file: MappedFile) -> Content:
         raise WeightsError('written on a big-endian machine, which is not supported')
     declared: dict[str, Storage] = {}
 
-    def persistent(identity: tuple) -> Storage:
+    def persistent(identity: tuple) -> Storage | Opaque:
         storage = _storage(identity)
-        return declared.setdefault(storage.key, storage)
+        return declared.setdefault(storage.key, storage) if isinstance(storage, Storage) else storage
 
     data, end = loads(view, NAMES, persistent, end)
     keys, end = loads(view, NAMES, _storage, end)
@@ -158,55 +170,79 @@ def _reader(file: MappedFile, find: Callable[[Storage], int]) -> Callable[[Tenso
     return read
 
 
-def _storage(identity: tuple) -> Storage:
-    """The storage of a persistent id: ('storage', type, key, device, number of elements[, view])."""
-    if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != 'storage':
-        raise WeightsError('refused: the file holds a whole module or another object; save its state_dict() in torch')
+def _storage(identity: tuple) -> Storage | Opaque:
+    """The storage of a persistent id: ('storage', type, key, device, number of elements[, view]).
+
+    The legacy format has ('module', class, source file, source) for the classes of modules too.
+    """
+    if not isinstance(identity, tuple) or len(identity) not in (4, 5, 6):
+        raise WeightsError('the file is damaged: it refers to something that torch.save does not write')
+    if identity[0] == 'module' and isinstance(identity[1], Opaque):
+        return identity[1]
+    if identity[0] != 'storage' or len(identity) == 4:
+        raise WeightsError('the file is damaged: it refers to something that torch.save does not write')
     _, kind, key, _, count, *view = identity
-    if not isinstance(kind, StorageType) or not isinstance(key, str) or type(count) is not int or count < 0:
+    if not isinstance(kind, StorageType | Opaque) or not isinstance(key, str) or type(count) is not int or count < 0:
         raise WeightsError('the file is damaged: a storage is not described as torch.save does')
     if view not in ([], [None]):
         raise WeightsError('the file has views of storages (torch < 0.4), which are not supported; save it anew')
-    return Storage(key, kind.dtype, count)
+    return Storage(key, kind.dtype, count) if isinstance(kind, StorageType) else kind
 
 
-def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
+def _tensor(storage: Storage | Opaque, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor | Opaque:
+    """A tensor, or something opaque if that is what its storage is."""
+    if isinstance(storage, Opaque):
+        return storage
     _expect(storage, Storage)
     return Tensor(storage, storage.dtype, offset, _expect(shape, tuple), _expect(strides, tuple))
 
 
 def _tensor_with_dtype(
     storage: Storage, offset: int, shape: tuple, strides: tuple, _grad: Any, _hooks: Any, dtype: np.dtype, *_: Any
-) -> Tensor:
+) -> Tensor | Opaque:
     tensor = _tensor(storage, offset, shape, strides)
+    if isinstance(tensor, Opaque) or isinstance(dtype, Opaque):
+        return dtype if isinstance(dtype, Opaque) else tensor
     return tensor._replace(dtype=_expect(dtype, np.dtype))
 
 
-def _parameter(data: Tensor, *_: Any) -> Tensor:
-    return _expect(data, Tensor)
+def _parameter(data: Tensor | Opaque, *_: Any) -> Tensor | Opaque:
+    return _expect(data, Tensor | Opaque)
 
 
-def _subclass(rebuild: Callable, _kind: Any, arguments: tuple, *_: Any) -> Tensor:
+def _subclass(rebuild: Any, kind: Any, arguments: tuple, *_: Any) -> Tensor | Opaque:
     """A tensor with Python attributes, such as nn.Buffer: only the tensor counts."""
+    if isinstance(rebuild, Opaque):
+        return kind if isinstance(kind, Opaque) else rebuild
     if rebuild not in (_tensor, _tensor_with_dtype, _parameter):
         raise WeightsError('refused: the pickle rebuilds something that is not a tensor')
-    return rebuild(*_expect(arguments, tuple))
+    return call(rebuild, arguments)
 
 
-def _ordered_dict(items: Any = ()) -> dict:
-    """Python 3 pickles it empty, Python 2 as a list of pairs."""
+def _dict(items: Any = ()) -> dict:
+    """Python 3 pickles an OrderedDict empty, Python 2 as a list of pairs.
+
+    The list is emptied, so that a pickle that refers to it again and again has it walked through once.
+    """
     result: dict = {}
-    for key, value in items:
-        set_item(result, key, value)
+    if items:
+        for key, value in _expect(items, list):
+            set_item(result, key, value)
+        items.clear()
     return result
+
+
+def _default_dict(*_: Any) -> dict:
+    """What makes missing values is not called; the items follow."""
+    return {}
+
+
+def _set(items: Any = ()) -> Any:
+    return items
 
 
 def _size(shape: tuple = ()) -> tuple:
     return _expect(shape, tuple)
-
-
-def _device(*parts: Any) -> str:
-    return ':'.join(str(part) for part in parts if isinstance(part, str | int))
 
 
 def _expect(value: Any, kind: type) -> Any:
@@ -215,21 +251,21 @@ def _expect(value: Any, kind: type) -> Any:
     return value
 
 
-# All that a pickle may name.
+# All names that mean something in a pickle.
 NAMES: dict[str, Any] = {
-    'collections.OrderedDict': _ordered_dict,
+    'collections.OrderedDict': _dict,
+    'collections.defaultdict': _default_dict,
+    'builtins.set': _set,
+    '__builtin__.set': _set,  # of protocol 2, which torch.save writes
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_tensor_v3': _tensor_with_dtype,
     'torch._utils._rebuild_parameter': _parameter,
     'torch._utils._rebuild_parameter_with_state': _parameter,
     'torch._tensor._rebuild_from_type_v2': _subclass,
-    'torch.Tensor': 'torch.Tensor',
-    'torch.nn.parameter.Parameter': 'torch.nn.Parameter',
     'torch.Size': _size,
-    'torch.device': _device,
     'torch.UntypedStorage': StorageType(np.dtype(np.uint8)),
     'torch.storage.UntypedStorage': StorageType(np.dtype(np.uint8)),
     **{f'torch.{name}': dtype for name, dtype in DTYPES.items()},
-    **{f'torch.{name}': StorageType(DTYPES[dtype]) for name, dtype in STORAGES.items()},
+    **{f'torch.{name}': StorageType(DTYPES[dtype]) for name, dtype in {**STORAGES, **QUANTISED}.items()},
 }

@@ -1,6 +1,7 @@
 """Files that torch.save would not write, put together by hand, and the assertion that they are refused."""
 
 import pickle
+import struct
 import tracemalloc
 import zipfile
 
@@ -32,6 +33,11 @@ def archive_of(path, content: bytes, method=zipfile.ZIP_STORED, **entries: bytes
         for name, data in entries.items():
             archive.writestr(f'archive/{name}', data)
     return path
+
+
+def text(value: str) -> bytes:
+    """The pickle of a string."""
+    return b'X' + struct.pack('<I', len(value)) + value.encode()
 
 
 def integer(value: int) -> bytes:
