@@ -3,7 +3,7 @@
 import argparse
 
 from flaxzoo.weights.adapt import Architecture, adapt
-from flaxzoo.weights.convert import IGNORED
+from flaxzoo.weights.convert import is_buffer
 from flaxzoo.weights.files import read_weights
 from flaxzoo.weights.save import write_weights
 
@@ -18,8 +18,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     weights = read_weights(arguments.input)
     fields = {} if arguments.num_classes is None else {'num_classes': arguments.num_classes}
-    fitted, changes = adapt(Architecture(arguments.model, fields), weights)
+    architecture = Architecture(arguments.model, fields)
+    fitted, changes = adapt(architecture, weights)
     # Counters and index tables are no weights for us, but torch expects some of them.
-    fitted |= {key: value for key, value in weights.items() if key.split('.')[-1] in IGNORED}
+    names = {key: changes.renamed.get(key, key) for key in weights if is_buffer(architecture.build(), key)}
+    fitted |= {name: weights[key] for key, name in names.items() if key not in changes.dropped}
     write_weights(arguments.output, fitted)
     print(f'{arguments.output}: {len(fitted)} tensors of {arguments.model}; {changes}')

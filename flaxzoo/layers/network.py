@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxzoo.layers.naming import Builder, Layer, current_recorder, is_module, run, sequential, tap, unrecorded
 
@@ -40,6 +41,8 @@ class Network(nn.Module, kw_only=True):
     aux_weight: ClassVar[float] = 0.0  # of each auxiliary loss
     # Names of the feature maps that a detector or a segmenter would take, from fine to coarse; see feature_maps.py.
     stages: ClassVar[tuple[str, ...]] = ()
+    # Last names of torch's buffers that the network computes itself: its variables do not have them.
+    ignored: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -58,6 +61,10 @@ class Network(nn.Module, kw_only=True):
     def has_aux(self) -> bool:
         """Whether training returns the logits of auxiliary heads too. Without a head there are none either."""
         return self.aux_logits and self.num_classes > 0
+
+    def check_buffer(self, key: str, value: np.ndarray) -> str | None:
+        """What is wrong with the value that a file has for an `ignored` buffer, in words; None if it is as computed."""
+        return None
 
     def run_block(self, layer: Layer, x: jax.Array, train: bool) -> jax.Array:
         """`x` through a part of the network that `remat` recomputes as a whole.

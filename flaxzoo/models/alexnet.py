@@ -8,6 +8,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import Conv2d, Dropout, Linear, Network, adaptive_avg_pool2d, flatten, max_pool2d, sequential, tap
 
 pool = partial(max_pool2d, kernel_size=3, stride=2)
@@ -51,3 +52,16 @@ class AlexNet(Network):
 
 
 VARIANTS = {'alexnet': partial(AlexNet)}
+
+DIALECTS = (
+    Dialect(
+        'pretrainedmodels',
+        marker=r'_features\.0\.weight',
+        rename=(
+            (r'_(features\..+)', r'\1'),
+            (r'linear0\.(\w+)', r'classifier.1.\1'),
+            (r'linear1\.(\w+)', r'classifier.4.\1'),
+            (r'last_linear\.(\w+)', r'classifier.6.\1'),
+        ),
+    ),
+)

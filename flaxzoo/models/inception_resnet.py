@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     Branches,
     Conv2d,
@@ -205,3 +206,8 @@ VARIANTS = {
     'inception_resnet_v1': partial(InceptionResnetV1),
     'inception_resnet_v2': partial(InceptionResnetV2),
 }
+
+DIALECTS = (
+    # Version 1 has a `last_linear` of its own, without a bias.
+    Dialect('pretrainedmodels', marker=r'last_linear\.bias', rename=((r'last_linear\.(\w+)', r'classif.\1'),)),
+)

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     AveragedConv2d,
     ConvNormAct,
@@ -194,3 +195,5 @@ class Inception3(Network):
 
 
 VARIANTS = {'inception_v3': partial(Inception3)}
+
+DIALECTS = (Dialect('pretrainedmodels', marker=r'last_linear\.weight', rename=((r'last_linear\.(\w+)', r'fc.\1'),)),)

@@ -12,6 +12,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     Conv2d,
     Linear,
@@ -221,3 +222,5 @@ VARIANTS = {
         image_size=32,
     ),
 }
+
+DIALECTS = (Dialect('pretrainedmodels', marker=r'last_linear\.weight', rename=((r'last_linear\.(\w+)', r'fc.\1'),)),)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import Conv2d, Dropout, Network, global_avg_pool2d, max_pool2d, tap
 from flaxzoo.layers.initializers import normal, variance_scaling
 
@@ -76,3 +77,11 @@ VARIANTS = {
     'squeezenet1_0': partial(SqueezeNet, 96, 7, (3, 4, 1)),
     'squeezenet1_1': partial(SqueezeNet, 64, 3, (2, 2, 4)),
 }
+
+DIALECTS = (
+    Dialect(
+        'pretrainedmodels',
+        marker=r'last_conv\.weight',
+        rename=((r'last_conv\.(\w+)', r'classifier.1.\1'),),
+    ),
+)

@@ -10,6 +10,7 @@ from itertools import accumulate
 import flax.linen as nn
 import jax
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     Conv2d,
     Dropout,
@@ -81,3 +82,26 @@ VARIANTS = {
     'vgg16_bn': partial(VGG, (2, 2, 3, 3, 3), batch_norm=True),
     'vgg19_bn': partial(VGG, (2, 2, 4, 4, 4), batch_norm=True),
 }
+
+DIALECTS = (
+    Dialect(
+        'timm',
+        marker=r'pre_logits\.fc1\.weight',
+        rename=(
+            (r'pre_logits\.fc1\.(\w+)', r'classifier.0.\1'),  # a 7x7 convolution
+            (r'pre_logits\.fc2\.(\w+)', r'classifier.3.\1'),  # a 1x1 convolution
+            (r'head\.fc\.(\w+)', r'classifier.6.\1'),
+        ),
+        reshaped=(r'classifier\.[03]\.weight',),
+    ),
+    Dialect(
+        'pretrainedmodels',
+        marker=r'_features\.0\.weight',
+        rename=(
+            (r'_(features\..+)', r'\1'),
+            (r'linear0\.(\w+)', r'classifier.0.\1'),
+            (r'linear1\.(\w+)', r'classifier.3.\1'),
+            (r'last_linear\.(\w+)', r'classifier.6.\1'),
+        ),
+    ),
+)

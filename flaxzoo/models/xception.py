@@ -9,6 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     Conv2d,
     Dropout,
@@ -95,3 +96,5 @@ class Xception(Network):
 VARIANTS = {
     'xception': partial(Xception),
 }
+
+DIALECTS = (Dialect('pretrainedmodels', marker=r'last_linear\.weight', rename=((r'last_linear\.(\w+)', r'fc.\1'),)),)

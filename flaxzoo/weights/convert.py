@@ -1,8 +1,9 @@
 """Torch state dict <-> flax variables by one generic rule, strict in both directions.
 
 Submodules carry torch's names, so the path of a leaf joined by dots is the state-dict key once its last part is
-translated: kernel and scale -> weight, mean -> running_mean, var -> running_var, anything else stays. Kernels are
-transposed by their rank: (H, W, I, O) <-> (O, I, H, W) and (I, O) <-> (O, I).
+translated: kernel and scale -> weight, mean -> running_mean, var -> running_var. Kernels, of a Linear or of a
+convolution in one to three dimensions, are transposed: (*spatial, I, O) <-> (O, I, *spatial). Any other leaf has
+torch's name and layout and is copied as it is.
 """
 
 from collections.abc import Mapping
@@ -15,17 +16,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxzoo.registry import create
+from flaxzoo.weights.errors import ConversionError
 
 COLLECTIONS = ('params', 'batch_stats')
 RENAMED = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
-# Torch's permutation of a kernel's axes by rank; its inverse goes back.
-TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
-# Buffers that hold no weights: they are counted or recomputed.
-IGNORED = ('num_batches_tracked', 'relative_position_index', 'relative_coords_table')
-
-
-class ConversionError(ValueError):
-    """A state dict does not fit the model; the message lists every key that does not."""
+# BatchNorm's counter of batches, the one buffer of torch's layers that holds no weights.
+COUNTER = 'num_batches_tracked'
 
 
 def from_torch(
@@ -33,8 +29,9 @@ def from_torch(
 ) -> dict[str, Any]:
     """Variables of `model` with the values of a torch state dict.
 
-    Every key is used once, every leaf is filled once and every shape is checked. Half precision is widened to
-    float32, exactly; float64 is kept when jax's x64 is on and rounded to float32 when not.
+    Every key is used once, every leaf is filled once and every shape is checked. Buffers that the network computes
+    itself (see `buffers`) are compared with what it computes. Half precision is widened to float32, exactly; float64
+    is kept when jax's x64 is on and rounded to float32 when not.
 
     Args:
       model: a network, or a name for `flaxzoo.create`.
@@ -45,13 +42,20 @@ def from_torch(
       {'params': ..., 'batch_stats': ...}, without 'batch_stats' if the network has none.
 
     Raises:
-      ConversionError: keys are missing (-), extra (+) or of another shape (!).
+      ConversionError: keys are missing (-), extra (+) or of another shape or value (!).
+      TypeError: `state_dict` is none.
     """
     if isinstance(model, str):
         model = create(model)
+    if not isinstance(state_dict, Mapping):
+        module = hasattr(state_dict, 'state_dict')
+        hint = ', got the module itself: pass module.state_dict()' if module else f', got {type(state_dict).__name__}'
+        raise TypeError('from_torch takes a state dict {torch name: tensor}' + hint)
     leaves = torch_names(template(model, input_shape))
-    given = {key: value for key, value in state_dict.items() if key.split('.')[-1] not in IGNORED}
-    problems = [f'- {key}' for key in leaves if key not in given]
+    held = {key for key in state_dict if is_buffer(model, key)}
+    given = {key: value for key, value in state_dict.items() if key not in held}
+    problems = buffer_problems(model, {key: state_dict[key] for key in held})
+    problems += [f'- {key}' for key in leaves if key not in given]
     problems += [f'+ {key}' for key in given if key not in leaves]
     variables = {}
     for key, (path, leaf) in leaves.items():
@@ -88,6 +92,26 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
+def is_buffer(model: nn.Module, key: str) -> bool:
+    """Whether a torch name is that of a buffer, which holds no weights and which flax variables do not have.
+
+    A network declares those that it computes itself by their last names: `ignored = frozenset({'index_table'})`.
+    """
+    return key.rpartition('.')[2] in {COUNTER, *getattr(model, 'ignored', ())}
+
+
+def buffer_problems(model: nn.Module, buffers: Mapping[str, Any]) -> list[str]:
+    """A line for each buffer that is not what the network computes in its place.
+
+    The network says so by its method `check_buffer(key, value: np.ndarray)`: words on what is wrong, or None.
+    """
+    check = getattr(model, 'check_buffer', None)
+    if check is None:
+        return []
+    words = {key: check(key, _to_numpy(value)) for key, value in buffers.items() if not key.endswith(COUNTER)}
+    return [f'! {key}: {text}' for key, text in words.items() if text]
+
+
 def template(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> dict[str, Any]:
     """Shapes and dtypes of the model's variables, without computing them."""
     size = getattr(model, 'image_size', 224)
@@ -114,13 +138,20 @@ def torch_names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...]
 
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that torch gives the leaf at `path`."""
-    return tuple(shape[axis] for axis in TO_TORCH[len(shape)]) if path[-1] == 'kernel' else tuple(shape)
+    return tuple(shape[axis] for axis in _axes(path, len(shape)))
+
+
+def _axes(path: tuple[str, ...], rank: int) -> tuple[int, ...]:
+    """The axes of the leaf at `path` in torch's order; `np.argsort` of them goes back."""
+    if path[-1] != 'kernel':
+        return tuple(range(rank))
+    if not 2 <= rank <= 5:
+        raise ConversionError(f'{"/".join(path)}: a kernel has from 2 to 5 axes (*spatial, I, O), this one {rank}')
+    return (rank - 1, rank - 2, *range(rank - 2))
 
 
 def _transpose(path: tuple[str, ...], value: np.ndarray, to_torch: bool) -> np.ndarray:
-    if path[-1] != 'kernel':
-        return value
-    axes = TO_TORCH[value.ndim]
+    axes = _axes(path, value.ndim)
     return value.transpose(axes if to_torch else np.argsort(axes))
 
 

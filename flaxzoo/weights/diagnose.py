@@ -1,77 +1,143 @@
-"""Says whose weights they are when they do not fit: which registered network has the most alike tensors."""
+"""Says why weights do not fit a network, and whose they are: which registered network has the most alike tensors."""
 
-import math
-import re
-from collections.abc import Mapping
-from functools import cache
+import dataclasses
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cache, partial
 
-from flaxzoo.registry import MODELS, create
-from flaxzoo.weights import catalog
-from flaxzoo.weights.convert import template, torch_names, torch_shape
+from flaxzoo.dialect import Dialect
+from flaxzoo.registry import MODELS
+from flaxzoo.weights.architecture import Architecture, Shapes
+from flaxzoo.weights.dialects import Reading, dialects, own_heads, prefixes, unwrap
+from flaxzoo.weights.errors import ConversionError
 
-Shapes = Mapping[str, tuple[int, ...]]
+SHOWN = 12  # lines of an error that lists tensors
 
 
-def explain(name: str, given: Shapes, expected: Shapes) -> str:
-    """A sentence, without its full stop, on why tensors of these names and shapes are not those of network `name`."""
-    prefixes = {key.partition('.')[0] for key in given}
-    for prefix in prefixes:
-        inner = {key.removeprefix(f'{prefix}.') for key in given if key.startswith(f'{prefix}.')}
-        if len(inner & expected.keys()) > 0.8 * len(expected) and len(given.keys() & expected.keys()) < len(inner):
-            return f'Its names have the prefix {prefix!r}: remove it, {{k.removeprefix({prefix + "."!r}): v for ...}}'
-    (best, share), *others = resembling(given)
-    if share < 0.3:
-        return 'They resemble no registered network'
-    also = ', '.join(f'{other} {share:.0%}' for other, share in others[:2] if share > 0.3 and other != best)
-    if best == name:
-        return f'They are nearest to {name} even so: {share:.0%} of the tensors have the same name and shape'
-    return f'They resemble {best} most: {share:.0%} of the tensors have the same name and shape' + (
-        f' ({also})' if also else ''
-    )
+@dataclass(frozen=True)
+class Misfit:
+    """What of the weights does not fit a network: nothing, or an error.
+
+    Attributes:
+      architecture: the network.
+      given: the shapes of the weights, by the network's names where they were understood.
+      shapes: the shapes of the network.
+      heads: the names of its heads, if the trunk or part of it was found.
+      missing: names that the weights lack.
+      extra: names that the network lacks.
+      wrong: the weights' shapes where they differ.
+      buffers: lines on buffers of another value.
+    """
+
+    architecture: Architecture
+    given: Shapes
+    shapes: Shapes
+    heads: Set[str]
+    missing: Set[str]
+    extra: Set[str]
+    wrong: Shapes
+    buffers: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Raises unless every leaf is filled once and every tensor used once.
+
+        Raises:
+          ConversionError: with what to do about it, or whose weights they are.
+        """
+        problems = [f'- {key}' for key in self.missing] + [f'+ {key}' for key in self.extra] + [*self.buffers]
+        problems += [f'! {key}: shape {shape}, expected {self.shapes[key]}' for key, shape in self.wrong.items()]
+        if not problems:
+            return
+        more = [f'... and {len(problems) - SHOWN} more'] if len(problems) > SHOWN else []
+        listed = '\n  '.join([*sorted(problems)[:SHOWN], *more])
+        raise ConversionError(
+            f'the weights do not fit {self.architecture.name}. {self._advice()}.\n'
+            f'(- missing, + extra, ! wrong; {len(problems)} in all):\n  {listed}'
+        )
+
+    def _advice(self) -> str:
+        """A sentence, without its full stop, on what to do."""
+        stems = self._wrong_stems()
+        foreign = self.extra - own_heads(self.extra, self.shapes, self.heads)
+        trunk_fits = self.missing <= self.heads and self.wrong.keys() <= self.heads | stems.keys() and not foreign
+        if trunk_fits and (self.missing or self.wrong):
+            advice = [self._on_channels(stems)] if stems else []
+            advice += [self._on_heads()] if self.missing or self.wrong.keys() & self.heads else []
+            return '. '.join(advice)
+        (best, share), *others = resembling(self.given)
+        if best == self.architecture.name and (switch := self._switched_off()):
+            return switch
+        if share < 0.3:
+            return 'They resemble no registered network'
+        if best == self.architecture.name:
+            return f'They are nearest to {best} even so: {share:.0%} of the tensors have the same name and shape'
+        also = ', '.join(f'{other} {share:.0%}' for other, share in others[:2] if share > 0.3)
+        return f'They resemble {best} most: {share:.0%} of the tensors have the same name and shape' + (
+            f' ({also})' if also else ''
+        )
+
+    def _wrong_stems(self) -> dict[str, int]:
+        """{kernel: the file's channels} of first convolutions that are for other images."""
+        stems = self.architecture.stems() if self.wrong and not self.missing - self.heads else set()
+        return {
+            key: shape[1]
+            for key, shape in self.wrong.items()
+            if key in stems and len(shape) > 1 and shape == (self.shapes[key][0], shape[1], *self.shapes[key][2:])
+        }
+
+    def _on_channels(self, stems: Mapping[str, int]) -> str:
+        channels = next(iter(stems.values()))
+        only = '' if 3 in (channels, self.architecture.in_channels) else ', as only 3 are converted to others'
+        return f'The file is for images of {channels} channels: in_channels={channels}' + only
+
+    def _on_heads(self) -> str:
+        if self.missing:
+            heads = f'It has no head ({", ".join(sorted(self.missing))}'
+            other = f', but {", ".join(sorted(self.extra)[:2])})' if self.extra else ')'
+            return heads + other + ': take its features by num_classes=0, or a new head by num_classes=N'
+        key = next(key for key in self.wrong if key in self.heads)
+        classes, expected = self.wrong[key][0], self.shapes[key][0]
+        replace = '' if 'num_classes' in self.architecture.fields else f', or replace it by num_classes={expected}'
+        return f'The file is for {classes} classes. Keep its head by num_classes={classes}' + replace
+
+    def _switched_off(self) -> str | None:
+        """Advice where the weights are those of the network without a part that a field switches off."""
+        model = self.architecture.build()
+        on = [item.name for item in dataclasses.fields(model) if getattr(model, item.name) is True]
+        for name in on if self.missing else ():
+            rest = self.architecture.but(**{name: False}).shapes().keys()
+            if rest - self.heads <= self.given.keys() and not self.missing & rest - self.heads:
+                parts = ', '.join(sorted({key.partition('.')[0] for key in self.missing}))
+                return f'It has no {parts}: load it with {name}=False'
+        return None
 
 
 def resembling(given: Shapes) -> list[tuple[str, float]]:
     """Registered networks, most alike first, with the share of tensors that have the same name and shape.
 
-    Tracing a network takes a fraction of a second, so not all are compared: first the four whose number of parameters
-    in the catalogue is nearest. If one of them fits, its relatives that are not in the catalogue; else one of each
-    family, by its names without their numbers, and then the two families that are nearest.
+    Nothing is traced: the networks' tensors are in the index. Names are also compared under prefixes and in the
+    dialects of each family.
     """
-    tensors = set(given.items())
-    known = {row.model: row.parameters for row in catalog.releases() if row.model in MODELS}
-    count = sum(math.prod(shape) for key, shape in given.items() if 'running_' not in key)
-    # A head of fewer classes, the usual difference, makes the file smaller, seldom larger.
-    candidates = sorted(known, key=lambda name: max(known[name] - count, 4 * (count - known[name])))[:4]
-    shares = {name: _overlap(tensors, set(_shapes(name).items())) for name in candidates}
-    best = max(shares, key=lambda name: shares[name])
-    if shares[best] > 0.9:
-        more = [name for name, builder in MODELS.items() if name not in known and builder.func is MODELS[best].func]
-    else:
-        more = _nearest_families(given)
-    shares |= {name: _overlap(tensors, set(_shapes(name).items())) for name in more}
+    from flaxzoo.weights.index import index  # here, as only errors need it
+
+    given = unwrap(given)
+    forms = cache(partial(_forms, given))
+    shares = {}
+    for name, shapes in index().items():
+        if name in MODELS:
+            tensors = set(shapes.items())
+            shares[name] = max(_overlap(form, tensors) for form in forms(dialects(name)))
     return sorted(shares.items(), key=lambda item: item[1], reverse=True)
 
 
-def _nearest_families(given: Shapes) -> list[str]:
-    """The networks of the two classes whose tensors' names are most alike."""
-    families: dict[type, list[str]] = {}
-    for name, builder in MODELS.items():
-        families.setdefault(builder.func, []).append(name)
-    kinds = {_kind(key) for key in given}
-    alike = {family: _overlap(kinds, {_kind(key) for key in _shapes(names[0])}) for family, names in families.items()}
-    nearest = sorted(alike, key=lambda family: alike[family], reverse=True)[:2]
-    return [name for family in nearest for name in families[family]]
-
-
-@cache
-def _shapes(name: str) -> dict[str, tuple[int, ...]]:
-    leaves = torch_names(template(create(name)))
-    return {key: torch_shape(path, leaf.shape) for key, (path, leaf) in leaves.items()}
-
-
-def _kind(key: str) -> str:
-    """A name without its numbers."""
-    return re.sub(r'\d+', '#', key)
+def _forms(given: Shapes, known: tuple[Dialect, ...]) -> list[set[tuple[str, tuple[int, ...]]]]:
+    """Names and shapes under each prefix that most have, translated if a known dialect applies."""
+    forms = []
+    for start in prefixes(given, len(given) / 2):
+        inner = [key.removeprefix(start) for key in given if key.startswith(start)]
+        reading = Reading(start, next((dialect for dialect in known if dialect.applies(inner)), None))
+        forms.append({(reading.name(start + key), given[start + key]) for key in inner})
+    return forms
 
 
 def _overlap(one: set, other: set) -> float:

@@ -13,3 +13,7 @@ class DownloadError(WeightsError):
 
 class NotFoundError(DownloadError):
     """The server has no such file or, offline, the cache has none."""
+
+
+class ConversionError(ValueError):
+    """A state dict does not fit the model; the message lists every key that does not."""

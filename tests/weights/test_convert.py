@@ -1,5 +1,6 @@
 """The converter: strict, two-way, bit-exact, and every key that does not fit in one error."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -115,3 +116,83 @@ def test_two_leaves_with_one_name_are_refused():
 def test_the_template_computes_nothing():
     leaves = jax.tree.leaves(template(flaxzoo.create('resnet152')))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+
+
+@pytest.mark.parametrize('rank', [1, 2, 3])
+def test_kernels_of_every_rank(rank):
+    """Convolutions in one, two and three dimensions; torch's module takes what we give and gives it back."""
+    spatial = (3, 2, 1)[:rank]
+
+    class Network(nn.Module):
+        image_size = 8
+
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = nn.Conv(4, spatial, padding='VALID', name='conv')(x[..., :1].reshape(1, *[8] * rank, -1))
+            return nn.Dense(2, name='fc')(x.mean(range(1, rank + 1)))
+
+    torch.manual_seed(0)
+    channels = 8 ** (2 - rank) if rank < 3 else 1
+    conv = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)[rank - 1](channels, 4, spatial)
+    module = torch.nn.ModuleDict({'conv': conv, 'fc': torch.nn.Linear(4, 2)})
+    shape = (1, 8, 8, 3) if rank < 3 else (1, 8, 64, 1)
+    variables = flaxzoo.from_torch(Network(), module.state_dict(), input_shape=shape)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    inner = np.moveaxis(x[..., :1].reshape(1, *[8] * rank, -1), -1, 1).copy()
+    with torch.no_grad():
+        theirs = module['fc'](module['conv'](torch.from_numpy(inner)).flatten(2).mean(2)).numpy()
+    np.testing.assert_allclose(Network().apply(variables, x), theirs, rtol=0, atol=1e-5)
+    back = flaxzoo.to_torch(variables)
+    assert {key: value.shape for key, value in back.items()} == {k: v.shape for k, v in module.state_dict().items()}
+    for key, value in module.state_dict().items():
+        np.testing.assert_array_equal(back[key], value.numpy())
+
+
+def test_a_kernel_without_channels_is_refused():
+    with pytest.raises(flaxzoo.ConversionError, match=r'params/a/kernel: a kernel has from 2 to 5 axes .*, this one 1'):
+        flaxzoo.to_torch({'params': {'a': {'kernel': np.zeros(3)}}})
+
+
+LEAVES = {
+    'class_token': (1, 1, 6),
+    'pos_embedding': (1, 5, 6),
+    'in_proj_weight': (18, 6),
+    'in_proj_bias': (18,),
+    'relative_position_bias_table': (9, 2),
+    'layer_scale': (6, 1, 1),
+    'gamma': (6,),
+    'logit_scale': (2, 1, 1),
+    'cls.token.1': (),
+}
+
+
+def test_any_other_leaf_keeps_its_name_and_layout():
+    class Network(nn.Module):
+        image_size = 8
+
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for name, shape in LEAVES.items():
+                self.param(name, nn.initializers.ones, shape)
+            return x
+
+    weights = {key: np.random.default_rng(0).normal(size=shape).astype(np.float32) for key, shape in LEAVES.items()}
+    variables = flaxzoo.from_torch(Network(), weights)
+    for key, value in weights.items():
+        np.testing.assert_array_equal(variables['params'][key], value)
+        np.testing.assert_array_equal(flaxzoo.to_torch(variables)[key], value)
+    with pytest.raises(flaxzoo.ConversionError, match=r'! in_proj_weight: shape \(6, 18\)'):
+        flaxzoo.from_torch(Network(), weights | {'in_proj_weight': weights['in_proj_weight'].T})
+
+
+def test_only_the_counter_of_batches_is_ignored_everywhere(state_dict):
+    for key in ('relative_position_index', 'layer1.relative_coords_table'):
+        with pytest.raises(flaxzoo.ConversionError, match=rf'1 in all.*\n.*\+ {key}'):
+            flaxzoo.from_torch(NAME, {**state_dict, key: torch.zeros(3)})
+
+
+def test_a_module_is_no_state_dict():
+    with pytest.raises(TypeError, match=r'the module itself: pass module\.state_dict\(\)'):
+        flaxzoo.from_torch(NAME, reference.build(NAME))
+    with pytest.raises(TypeError, match=r'takes a state dict .*, got list'):
+        flaxzoo.from_torch(NAME, [])

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 import shutil
 import subprocess
 import sys
@@ -182,7 +181,7 @@ def test_a_file_of_four_channels(tmp_path):
     torch.save(weights, tmp_path / 'four.pth')
     _, _, report = flaxzoo.load_with_report('resnet18', tmp_path / 'four.pth', in_channels=4)
     assert not report.changes.adapted
-    with pytest.raises(flaxzoo.ConversionError, match=r'! conv1\.weight: shape \(64, 4, 7, 7\), expected \(64, 3,'):
+    with pytest.raises(flaxzoo.ConversionError, match='for images of 4 channels: in_channels=4'):
         flaxzoo.load('resnet18', tmp_path / 'four.pth')
 
 
@@ -232,28 +231,6 @@ def test_a_part_that_is_switched_off(tmp_path):
     np.testing.assert_allclose(logits, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
-def test_old_names_are_renamed():
-    """torchvision renames these when it loads its own files."""
-
-    def older(name: str) -> str:
-        return re.sub(r'(norm|conv)([12])', r'\1.\2', name) if 'denselayer' in name else name
-
-    with torch.device('meta'):
-        densenet = torchvision.models.densenet121().state_dict()
-    legacy = {older(key): value for key, value in densenet.items()}
-    assert legacy.keys() != densenet.keys()
-    with torch.device('meta'):
-        vit = torchvision.models.vit_b_16().state_dict()
-    old = {key.replace('mlp.0', 'mlp.linear_1').replace('mlp.3', 'mlp.linear_2'): value for key, value in vit.items()}
-    assert old.keys() != vit.keys()
-    for given, wanted in ((legacy, densenet), (old, vit)):
-        shapes = {key: tuple(value.shape) for key, value in wanted.items() if 'num_batches' not in key}
-        changes = adapt.Changes()
-        assert adapt._rename(given, shapes, changes).keys() == shapes.keys()
-        assert changes.renamed.keys() == {key for key in given.keys() - wanted.keys() if 'num_batches' not in key}
-        assert 'renamed' in str(changes)
-
-
 def test_another_architecture(path):
     with pytest.raises(flaxzoo.ConversionError) as caught:
         flaxzoo.load('resnet34', path)
@@ -299,8 +276,9 @@ def test_prefixes(network, tmp_path):
     torch.save({f'module.{key}': value for key, value in weights.items()}, tmp_path / 'parallel.pth')
     flaxzoo.load('resnet18', tmp_path / 'parallel.pth')
     torch.save({f'backbone.{key}': value for key, value in weights.items()}, tmp_path / 'inner.pth')
-    with pytest.raises(flaxzoo.ConversionError, match="have the prefix 'backbone': remove it"):
-        flaxzoo.load('resnet18', tmp_path / 'inner.pth')
+    model, variables, report = flaxzoo.load_with_report('resnet18', tmp_path / 'inner.pth')
+    same_logits(network, model, variables, images())
+    assert "the file has names under 'backbone.'" in str(report)
 
 
 def test_bad_files_and_names(tmp_path, path):
