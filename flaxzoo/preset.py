@@ -7,7 +7,9 @@ import json
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +18,7 @@ import numpy as np
 from flaxzoo.weights import catalog
 from flaxzoo.weights.errors import WeightsError
 from flaxzoo.weights.hub import Repository, fetch
+from flaxzoo.weights.own import stated_preset
 from flaxzoo.weights.source import Source, parse, split
 
 logger = logging.getLogger('flaxzoo')
@@ -106,10 +109,15 @@ def transforms(
     raise WeightsError(f'nothing is known of how images are prepared for {source.place}; name a release by its tag')
 
 
-def preset_of(source: Source, offline: bool | None = None, refresh: bool = False) -> Preset | None:
-    """The preparation that belongs to weights; None for those of which none is known."""
+def preset_of(
+    source: Source, path: Path | None = None, offline: bool | None = None, refresh: bool = False
+) -> Preset | None:
+    """The preparation that belongs to weights, whose file is at `path`; None for those of which none is known."""
     if source.release:
         return _of_release(source.release)
+    stated = stated_preset(path) if path else {}
+    if stated:
+        return _of_file(path, stated)
     if source.kind != 'hub':
         return None
     try:
@@ -121,6 +129,14 @@ def preset_of(source: Source, offline: bool | None = None, refresh: bool = False
 
 def _of_release(release: catalog.Release) -> Preset:
     return Preset(release.resize, release.crop, release.interpolation, *release.normalisation)
+
+
+def _of_file(path: Path, stated: Mapping[str, Any]) -> Preset:
+    """The preset in the metadata of a file of `flaxzoo.save(path, variables, model=model)`."""
+    try:
+        return Preset(**stated)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f'{path}: its metadata does not describe how images are prepared: {error}') from error
 
 
 def _of_hub(place: str, offline: bool | None, refresh: bool) -> Preset:

@@ -27,8 +27,8 @@ def settled(config: ConfigDict, channels: int) -> ConfigDict:
     """
     config = copy.deepcopy(config)
     try:
-        preset = preset_of(parse(config.model, config.init_from)) if config.init_from else None
-    except (ValueError, TypeError) as error:
+        preset = _preset(config)
+    except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f'config.init_from: {error}') from error
     if preset:
         config.image_size = config.image_size or preset.crop
@@ -63,6 +63,13 @@ def say_differences(config: ConfigDict, preset: Preset | None, channels: int) ->
     ]
     if words:
         logger.warning('images are prepared otherwise than for %s: %s', config.init_from, ', '.join(words))
+
+
+def _preset(config: ConfigDict) -> Preset | None:
+    if not config.init_from:
+        return None
+    source = parse(config.model, config.init_from)
+    return preset_of(source, source.fetch().path if source.kind == 'file' else None)
 
 
 def _wanted(preset: Preset, config: ConfigDict, channels: int) -> dict[str, Any]:

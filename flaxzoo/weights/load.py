@@ -17,10 +17,10 @@ from flaxzoo.registry import MODELS, lookup, suggest
 from flaxzoo.weights import catalog
 from flaxzoo.weights.adapt import Architecture, Changes, adapt, initialise
 from flaxzoo.weights.cache import Copy
-from flaxzoo.weights.choose import choose
+from flaxzoo.weights.choose import choose, classes_of
 from flaxzoo.weights.convert import ConversionError, from_torch
 from flaxzoo.weights.errors import WeightsError
-from flaxzoo.weights.files import read_weights
+from flaxzoo.weights.files import candidates, read_weights
 from flaxzoo.weights.own import own_network, stated_fields
 from flaxzoo.weights.source import Source, arrays, is_default, is_path, parse, split
 
@@ -128,16 +128,16 @@ def load_with_report(
     fields = {**stated, **fields}
     source = parse(name, weights)
     copy = source.fetch(offline, refresh)
-    candidates = _read(source, copy)
+    found = _shapes(source, copy)
     architecture = Architecture(name, fields, in_channels)
-    key = choose(candidates, architecture.shapes(), key)
-    classes = num_classes if num_classes is not None else _classes(source, copy, architecture, candidates[key])
+    key = choose(found, architecture, key)
+    classes = _classes(source, copy, architecture, found[key]) if num_classes is None else num_classes
     if classes is not None:
         architecture = Architecture(name, {**fields, 'num_classes': classes}, in_channels)
     try:
         fitted, changes = adapt(
             architecture,
-            candidates[key],
+            arrays(source.content) if source.content is not None else read_weights(copy.path, key),
             replace_head=num_classes is not None,
             label_offset=source.release.label_offset if source.release else 0,
         )
@@ -146,7 +146,7 @@ def load_with_report(
     if changes.new:
         rng = jax.random.key(rng) if isinstance(rng, int) else rng
         fitted |= initialise(architecture, changes.new, rng)
-    model = architecture.build().clone(preset=preset_of(source, offline, refresh))
+    model = architecture.build().clone(preset=preset_of(source, copy.path, offline, refresh))
     report = LoadReport(copy.path, source.release, changes, key, copy.stamp.sha256, copy.stamp.revision)
     _log(name, report)
     return model, from_torch(model, fitted, input_shape=architecture.image()), report
@@ -170,17 +170,12 @@ def _check_arguments(name: Any, in_channels: Any, fields: Mapping[str, Any]) -> 
         raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
 
 
-def candidates_in(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Until flaxzoo.weights.files.candidates is there."""
-    return {'': read_weights(path)}
-
-
-def _read(source: Source, copy: Copy) -> Mapping[str, Mapping[str, Any]]:
-    """{key: state dict} of what was given."""
+def _shapes(source: Source, copy: Copy) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+    """{key: {name: shape}} of the state dicts that were given."""
     if source.content is not None:
-        return {'': arrays(source.content)}
+        return {'': {key: value.shape for key, value in arrays(source.content).items()}}
     try:
-        return candidates_in(copy.path)
+        return {key: weights.shapes for key, weights in candidates(copy.path).items()}
     except WeightsError as error:
         if source.kind == 'file':
             raise
@@ -188,21 +183,16 @@ def _read(source: Source, copy: Copy) -> Mapping[str, Mapping[str, Any]]:
         raise WeightsError(f'{error} ({again})') from error
 
 
-def _classes(source: Source, copy: Copy, architecture: Architecture, weights: Mapping[str, Any]) -> int | None:
+def _classes(
+    source: Source, copy: Copy, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]
+) -> int | None:
     """The number of classes that the release, the file's metadata or its heads have; None is the network's own."""
     if source.release:
         return source.release.classes or None
     if 'num_classes' in architecture.fields:
         return architecture.fields['num_classes']
     stated = stated_fields(copy.path).get('num_classes') if copy.path else None
-    if isinstance(stated, int) and not isinstance(stated, bool):
-        return stated
-    shapes = architecture.shapes()
-    wrong = {key for key, value in weights.items() if key in shapes and tuple(value.shape) != shapes[key]}
-    if not wrong:
-        return None
-    sizes = {weights[key].shape[0] for key in wrong & architecture.following_classes(shapes)}
-    return sizes.pop() if len(sizes) == 1 else None
+    return stated if isinstance(stated, int) else classes_of(shapes, architecture)
 
 
 def _log(name: str, report: LoadReport) -> None:

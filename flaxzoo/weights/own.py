@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxzoo.weights.errors import WeightsError
+from flaxzoo.weights.files import read_metadata
 
 
 def own_network(path: str | os.PathLike) -> tuple[str, Mapping[str, Any]]:
@@ -18,7 +19,7 @@ def own_network(path: str | os.PathLike) -> tuple[str, Mapping[str, Any]]:
     """
     if not Path(path).exists():
         raise FileNotFoundError(f'there is no file {path}')
-    name = _metadata(path).get('flaxzoo.model')
+    name = read_metadata(path).get('flaxzoo.model')
     if not name:
         raise WeightsError(f'{path} does not say what network it is of: flaxzoo.load(NAME, {str(path)!r})')
     return name, stated_fields(path)
@@ -30,28 +31,24 @@ def stated_fields(path: str | os.PathLike) -> Mapping[str, Any]:
     Raises:
       WeightsError: what it says is not a JSON object.
     """
-    text = _metadata(path).get('flaxzoo.fields', '{}')
+    return {name: _hashable(value) for name, value in _stated(path, 'flaxzoo.fields').items()}
+
+
+def stated_preset(path: str | os.PathLike) -> Mapping[str, Any]:
+    """The fields of the `Preset` that a file's network had; empty if it does not say."""
+    return {name: _hashable(value) for name, value in _stated(path, 'flaxzoo.preset').items()}
+
+
+def _stated(path: str | os.PathLike, key: str) -> Mapping[str, Any]:
+    """A JSON object in the metadata of a file; empty if there is none."""
+    text = read_metadata(path).get(key, '{}')
     try:
-        fields = json.loads(text)
+        value = json.loads(text)
     except ValueError:
-        fields = None
-    if not isinstance(fields, dict):
-        raise WeightsError(f"{path}: its metadata 'flaxzoo.fields' is not a JSON object: {text!r:.80}")
-    return {name: _hashable(value) for name, value in fields.items()}
-
-
-def _metadata(path: str | os.PathLike) -> Mapping[str, str]:
-    """The metadata in a safetensors file; other formats have none."""
-    from safetensors import SafetensorError, safe_open
-
-    with Path(path).open('rb') as file:
-        if file.read(9)[8:] != b'{':
-            return {}
-    try:
-        with safe_open(path, 'np') as file:
-            return file.metadata() or {}
-    except SafetensorError:  # the reader says what is wrong with it
-        return {}
+        value = None
+    if not isinstance(value, dict):
+        raise WeightsError(f'{path}: its metadata {key!r} is not a JSON object: {text!r:.80}')
+    return value
 
 
 def _hashable(value: Any) -> Any:

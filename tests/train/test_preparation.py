@@ -81,6 +81,7 @@ def test_without_known_weights(tiny_config, tmp_path, caplog):
     tiny_config.mean = tiny_config.std = ()
     assert preparation(settled(tiny_config, 1)) == (0, 0, '', (0.5,), (0.25,))
     assert caplog.text == ''
+    (tmp_path / 'x.pth').touch()
     tiny_config.init_from = str(tmp_path / 'x.pth')
     settled(tiny_config, 1)
     assert 'does not say how its images were normalised: taking config.mean = (0.5,) and config.std' in caplog.text
