@@ -68,9 +68,9 @@ def save(
         format has no metadata or no such dtype.
       OSError: the file cannot be written.
     """
-    if not variables.get('params'):
-        raise WeightsError(f"{path}: there are no 'params' among the variables {sorted(variables)}")
     weights = to_torch(variables)
+    if not variables.get('params'):
+        raise WeightsError(f"{path}: the variables {sorted(variables)} have no 'params'")
     if model is not None:
         _check(path, model, weights)
         if Path(path).suffix == '.safetensors':
@@ -96,8 +96,9 @@ def write_weights(
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # the other name would tell the caller nothing
-        raise
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the other name would tell nothing
     except WeightsError as error:
         raise WeightsError(f'{path}: {error}') from error.__cause__
     finally:

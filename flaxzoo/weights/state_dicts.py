@@ -7,7 +7,6 @@ referred to twice is visited once, and depths and names are bounded.
 """
 
 import logging
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -109,7 +108,9 @@ def choose(found: Mapping[str, StateDict]) -> StateDict:
     if len(keys) == 1:
         return found[keys[0]]
     paths = {key: key.split('.') for key in keys}
-    common = len(os.path.commonprefix(list(paths.values())))
+    common = 0  # keys on the way to all of them
+    while len({tuple(path[: common + 1]) for path in paths.values()}) == 1:
+        common += 1
     for preferred in PREFERRED:
         fitting = [key for key, path in paths.items() if path[common : common + 1] == [preferred]]
         if len(fitting) == 1:

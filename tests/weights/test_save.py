@@ -1,5 +1,14 @@
 """What flaxzoo saves, PyTorch loads: trained in JAX, strict, and the logits agree."""
 
+import dataclasses
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -11,6 +20,7 @@ import torch
 
 import flaxzoo
 from flaxzoo.weights import save as save_module
+from flaxzoo.weights.files import read_metadata
 from flaxzoo.weights.save import write_weights
 from flaxzoo.weights.torch_file import DTYPES, STORAGES
 from tests import reference
@@ -55,7 +65,10 @@ def test_torch_loads_safetensors(trained, tmp_path):
     flaxzoo.save(tmp_path / 'x.safetensors', variables, {'step': 1, 'note': 'a', 'accuracy': [0.5]})
     check(safetensors.torch.load_file(tmp_path / 'x.safetensors'), x, logits)
     with safetensors.safe_open(tmp_path / 'x.safetensors', 'np') as file:
-        assert file.metadata() == {'format': 'pt', 'step': '1', 'note': 'a', 'accuracy': '[0.5]'}
+        metadata = file.metadata()
+    assert len(metadata.pop('flaxzoo.sha256')) == 64
+    assert metadata == {'format': 'pt', 'step': '1', 'note': 'a', 'accuracy': '[0.5]'}
+    assert read_metadata(tmp_path / 'x.safetensors').items() > metadata.items()
 
 
 @pytest.mark.parametrize('suffix', ['pth', 'pt'])
@@ -129,3 +142,133 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(flaxzoo.ConversionError, match='collections'):
         flaxzoo.save(tmp_path / 'x.pth', {'params': {}, 'cache': {'x': jnp.ones(1)}})
     assert not list(tmp_path.iterdir())
+
+
+FORMATS = ('safetensors', 'pth', 'npz')
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_equal_variables_make_equal_bytes(tmp_path, suffix, monkeypatch):
+    leaves = {
+        name: {'bias': np.arange(3, dtype=np.float32), 'kernel': np.ones((2, 3), np.float32)} for name in 'abcdef'
+    }
+    flaxzoo.save(tmp_path / f'x.{suffix}', {'params': leaves})
+    monkeypatch.setattr('time.time', lambda: 1e9)
+    monkeypatch.setattr('time.localtime', lambda *_: (2031, 1, 1, 1, 1, 1, 0, 1, 0))
+    for i in range(5):
+        again = dict(sorted(leaves.items(), reverse=bool(i % 2)))
+        flaxzoo.save(tmp_path / f'{i}.{suffix}', {'params': again})
+        assert (tmp_path / f'{i}.{suffix}').read_bytes() == (tmp_path / f'x.{suffix}').read_bytes()
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_modes_follow_the_umask(tmp_path, suffix):
+    before = os.umask(0o027)
+    try:
+        write_weights(tmp_path / f'x.{suffix}', {'x': np.ones(3)})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / f'x.{suffix}').stat().st_mode) == 0o640
+
+
+def test_damage_to_an_own_file_is_noticed(tmp_path):
+    path = tmp_path / 'x.safetensors'
+    write_weights(path, {'b': np.arange(5, dtype=np.float32), 'a': np.arange(3, dtype=np.int64), 'e': np.ones((0, 2))})
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], 'little')
+    for position in range(start, len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+        with pytest.raises(flaxzoo.WeightsError, match='SHA-256'):
+            flaxzoo.read_weights(path)
+    path.write_bytes(content.replace(b'"b"', b'"c"'))
+    with pytest.raises(flaxzoo.WeightsError, match='SHA-256'):
+        flaxzoo.read_weights(path)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(flaxzoo.read_weights(path)['a'], np.arange(3))
+
+
+@pytest.mark.parametrize('name', sorted({*STORAGES.values(), 'float8_e4m3fn', 'uint16', 'uint64'} - {'complex128'}))
+def test_every_dtype_of_safetensors(tmp_path, name):
+    dtype = DTYPES[name]
+    values = {
+        'x': np.arange(6).reshape(2, 3).T.astype(dtype),
+        'scalar': np.array(1, dtype),
+        'none': np.ones((0, 2), dtype),
+    }
+    write_weights(tmp_path / 'x.safetensors', values)
+    theirs = safetensors.torch.load_file(tmp_path / 'x.safetensors')
+    ours = flaxzoo.read_weights(tmp_path / 'x.safetensors')
+    for key, value in values.items():
+        assert theirs[key].shape == value.shape
+        assert ours[key].tobytes() == value.tobytes()
+        assert theirs[key].contiguous().flatten().view(torch.uint8).numpy().tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+@pytest.mark.parametrize('place', ['/dev/full', 'missing/x', 'file/x', 'folder'])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, suffix, place, monkeypatch):
+    path = tmp_path / f'{place}.{suffix}'
+    if place == '/dev/full':
+        path = tmp_path / f'x.{suffix}'
+        (tmp_path / f'.{path.name}.{os.getpid()}.tmp').symlink_to('/dev/full')
+    (tmp_path / 'file').write_text('x')
+    (tmp_path / f'folder.{suffix}').mkdir()
+    with pytest.raises(OSError, match=rf'{place.split("/")[0] or "No space left"}.*') as caught:
+        write_weights(path, {'x': np.ones(100_000)})
+    assert str(caught.value).endswith(f": '{path}'")
+    assert caught.value.errno in (errno.ENOSPC, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    assert not list(tmp_path.glob('.*'))
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    finished = subprocess.run([sys.executable, '-c', 'import os; print(os.getpid())'], capture_output=True, check=True)
+    dead = tmp_path / f'.x[1].pth.{int(finished.stdout)}.tmp'
+    kept = [
+        f'.x[1].pth.{os.getppid()}.tmp',
+        '.x[1].pth.note.tmp',
+        f'.y.pth.{int(finished.stdout)}.tmp',
+        '.x[1].pth.1.tmp',
+    ]
+    for path in (dead, *(tmp_path / name for name in kept)):
+        path.write_text('half')
+    write_weights(tmp_path / 'x[1].pth', {'x': np.ones(3)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, 'x[1].pth'])
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write_weights('~/x.npz', {'x': np.ones(3)})
+    assert list(flaxzoo.read_weights('~/x.npz')) == list(flaxzoo.read_weights(Path('~/x.npz'))) == ['x']
+
+
+def test_half_of_the_variables(trained, tmp_path):
+    variables = trained[0]
+    model = flaxzoo.create(NAME)
+    path = tmp_path / 'x.safetensors'
+    with pytest.raises(flaxzoo.WeightsError, match="ResNet; 'batch_stats' belong to them"):
+        flaxzoo.save(path, {'params': variables['params']}, model=model)
+    with pytest.raises(flaxzoo.WeightsError, match="have no 'params'"):
+        flaxzoo.save(path, {'batch_stats': variables['batch_stats']})
+    with pytest.raises(flaxzoo.ConversionError, match='collections'):
+        flaxzoo.save(path, variables['params'])
+    without = {key: value for key, value in variables['params'].items() if key != 'fc'}
+    with pytest.raises(flaxzoo.WeightsError, match=r'2 in all\):\n  - fc.bias\n  - fc.weight'):
+        flaxzoo.save(path, {**variables, 'params': without}, model=model)
+    with pytest.raises(flaxzoo.WeightsError, match=r'! fc.bias: shape \(1000,\), expected \(10,\)'):
+        flaxzoo.save(path, variables, model=flaxzoo.create(NAME, num_classes=10))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_says_what_network_it_is_of(tmp_path):
+    model = flaxzoo.create('resnet18', num_classes=7)
+    if 'variant' not in {field.name for field in dataclasses.fields(model)}:
+        pytest.skip('networks do not know their names yet')
+    gray = flaxzoo.init(model, jax.random.key(0), (1, 64, 64, 1))
+    flaxzoo.save(tmp_path / 'x.safetensors', gray, {'epoch': 3}, model=model)
+    metadata = read_metadata(tmp_path / 'x.safetensors')
+    assert metadata['flaxzoo.model'] == 'resnet18'
+    assert json.loads(metadata['flaxzoo.fields']) == {'num_classes': 7}
+    assert metadata['epoch'] == '3'
+    assert read_metadata(tmp_path / 'x.safetensors') == metadata
+    flaxzoo.save(tmp_path / 'x.pth', gray, model=model)
+    assert read_metadata(tmp_path / 'x.pth') == {}
