@@ -86,7 +86,8 @@ def transforms(
     Args:
       network: what `flaxzoo.load` returned; or a name as in `flaxzoo.load`, or name and tag as one:
         'resnet50.IMAGENET1K_V2'.
-      weights: for a name, a tag of the catalogue or 'hf-hub:OWNER/NAME[@REVISION]', whose config.json is fetched.
+      weights: for a name, a tag of the catalogue; 'hf-hub:OWNER/NAME[@REVISION]', whose config.json is fetched; or a
+        file of `flaxzoo.save(path, variables, model=...)`.
       offline: use cached files only; None follows FLAXZOO_OFFLINE.
       refresh: fetch config.json even if it is in the cache.
 
@@ -102,10 +103,11 @@ def transforms(
             )
         return network.preset
     source = parse(*split(network, weights))
-    if source.release:
-        return _of_release(source.release)
     if source.kind == 'hub':
         return _of_hub(source.place, offline, refresh)
+    preset = preset_of(source, source.fetch().path if source.kind == 'file' else None)
+    if preset:
+        return preset
     raise WeightsError(f'nothing is known of how images are prepared for {source.place}; name a release by its tag')
 
 

@@ -59,10 +59,17 @@ def say_differences(config: ConfigDict, preset: Preset | None, channels: int) ->
     words = [
         f'config.{field} = {config[field]!r} (the weights: {value!r})'
         for field, value in wanted.items()
-        if config[field] != value
+        if not _same(config[field], value)
     ]
     if words:
         logger.warning('images are prepared otherwise than for %s: %s', config.init_from, ', '.join(words))
+
+
+def _same(given: Any, wanted: Any) -> bool:
+    """Whether two values of a field mean the same; one number stands for all channels."""
+    if isinstance(given, tuple) and len(given) == 1:
+        given *= len(wanted)
+    return given == wanted
 
 
 def _preset(config: ConfigDict) -> Preset | None:

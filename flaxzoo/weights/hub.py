@@ -8,6 +8,7 @@ Environment:
   TORCH_HOME: torch's cache; a file there is used if its hash is known and fits.
 """
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from flaxzoo.weights.cache import Copy, fetch_file, is_offline
 from flaxzoo.weights.errors import BY_HAND, DownloadError, NotFoundError
 
 HUB = 'hf-hub:'
+BRANCH = 'main'  # where no revision is named
 INDEX = '.index.json'  # ends the name of a file that says which tensor is in which of several files
 # Where a repository may have its weights, in the order in which they are tried.
 FILES = ('model.safetensors', f'model.safetensors{INDEX}', 'pytorch_model.bin')
@@ -42,11 +44,23 @@ def fetch(url: str, sha256: str = '', *, offline: bool | None = None, refresh: b
     Raises:
       DownloadError: the file is not in a cache and could not be downloaded, or is not what it should be.
     """
-    if not url.startswith(HUB):
+    repository = Repository.parse(url) if url.startswith(HUB) else None
+    if not repository or repository.file:
         return _with_shards(resolve(url), sha256, offline, refresh)
-    repository = Repository.parse(url)
-    if repository.file:
-        return _with_shards(resolve(url), sha256, offline, refresh)
+    try:
+        return _first_of(repository, sha256, offline, refresh)
+    except NotFoundError:
+        raise
+    except DownloadError:
+        # The server is away. What it has not is not in the cache, but what was taken in its place may be.
+        for file in FILES[1:] if not refresh else ():
+            with contextlib.suppress(DownloadError):
+                return _with_shards(repository.url(file), sha256, True, False)
+        raise
+
+
+def _first_of(repository: 'Repository', sha256: str, offline: bool | None, refresh: bool) -> Copy:
+    """The first of FILES that the repository has."""
     refused = []
     for file in FILES:
         try:
@@ -55,7 +69,9 @@ def fetch(url: str, sha256: str = '', *, offline: bool | None = None, refresh: b
             refused.append(error)
     if is_offline(offline):
         raise refused[0]
-    raise NotFoundError(f'{url} has none of {", ".join(FILES)}; name the file with its weights: {url}/FILE')
+    raise NotFoundError(
+        f'{repository} has none of {", ".join(FILES)}; name the file with its weights: {repository}/FILE'
+    )
 
 
 @dataclass(frozen=True)
@@ -69,11 +85,15 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str) -> 'Repository':
+        """The repository that `text` names; raises DownloadError for another form."""
         match = re.fullmatch(rf'{HUB}(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w.-]*))?((?:/\w[\w.-]*)*)', text)
         if not match:
             raise DownloadError(f'{text!r} is not of the form {HUB}OWNER/NAME, with @REVISION and /FILE if need be')
         owner, name, revision, file = match.groups()
-        return cls(owner, name, revision or 'main', file.removeprefix('/'))
+        return cls(owner, name, revision or BRANCH, file.removeprefix('/'))
+
+    def __str__(self) -> str:
+        return f'{HUB}{self.owner}/{self.name}' + (f'@{self.revision}' if self.revision != BRANCH else '')
 
     def url(self, file: str) -> str:
         """The URL of a file in the repository."""
@@ -81,7 +101,7 @@ class Repository:
 
     def sibling(self, file: str) -> str:
         """Another file of the repository, as 'hf-hub:...'."""
-        return f'{HUB}{self.owner}/{self.name}@{self.revision}/{file}'
+        return f'{self}/{file}'
 
 
 def resolve(url: str) -> str:

@@ -22,7 +22,7 @@ from flaxzoo.weights.convert import ConversionError, from_torch
 from flaxzoo.weights.errors import WeightsError
 from flaxzoo.weights.files import candidates, read_weights
 from flaxzoo.weights.own import own_network, stated_fields
-from flaxzoo.weights.source import Source, arrays, is_default, is_path, parse, split
+from flaxzoo.weights.source import Source, is_default, is_file_name, parse, split
 
 logger = logging.getLogger('flaxzoo')
 
@@ -121,7 +121,7 @@ def load_with_report(
     """`load`, with a report of what was new, adapted or dropped as the third result."""
     name, weights = split(name, weights)
     stated: Mapping[str, Any] = {}
-    if is_path(name) and is_default(weights):
+    if is_file_name(name) and is_default(weights):
         weights = os.path.expanduser(os.fspath(name))
         name, stated = own_network(weights)
     _check_arguments(name, in_channels, fields)
@@ -137,7 +137,7 @@ def load_with_report(
     try:
         fitted, changes = adapt(
             architecture,
-            arrays(source.content) if source.content is not None else read_weights(copy.path, key),
+            read_weights(copy.path, key) if source.content is None else source.content,
             replace_head=num_classes is not None,
             label_offset=source.release.label_offset if source.release else 0,
         )
@@ -173,7 +173,7 @@ def _check_arguments(name: Any, in_channels: Any, fields: Mapping[str, Any]) -> 
 def _shapes(source: Source, copy: Copy) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
     """{key: {name: shape}} of the state dicts that were given."""
     if source.content is not None:
-        return {'': {key: value.shape for key, value in arrays(source.content).items()}}
+        return {'': {key: value.shape for key, value in source.content.items()}}
     try:
         return {key: weights.shapes for key, weights in candidates(copy.path).items()}
     except WeightsError as error:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from flaxzoo.registry import MODELS, suggest
 from flaxzoo.weights import catalog, hub
 from flaxzoo.weights.cache import Copy
+from flaxzoo.weights.convert import to_numpy
 from flaxzoo.weights.digest import Stamp
 from flaxzoo.weights.errors import WeightsError
 
@@ -62,7 +63,7 @@ def parse(name: str, weights: str | os.PathLike | Mapping[str, Any]) -> Source:
       TypeError: it is neither string nor path nor dict.
     """
     if isinstance(weights, Mapping):
-        return Source('dict', 'the dict', content=weights)
+        return Source('dict', 'the dict', content=arrays(weights))
     if not isinstance(weights, str | os.PathLike):
         raise TypeError(_not_a_source(weights))
     rows = [row for row in catalog.releases() if row.model == name]
@@ -71,7 +72,7 @@ def parse(name: str, weights: str | os.PathLike | Mapping[str, Any]) -> Source:
     if isinstance(weights, str) and (weights.startswith(hub.HUB) or '://' in weights):
         release = next((row for row in rows if row.url == weights), None)
         return _of_release(release) if release else Source('hub' if weights.startswith(hub.HUB) else 'url', weights)
-    if is_path(weights):
+    if is_file_name(weights) or weights.startswith('~') or '/' in weights or os.sep in weights:
         return Source('file', os.path.expanduser(os.fspath(weights)))
     try:
         return _of_release(catalog.find(name, weights))
@@ -80,16 +81,14 @@ def parse(name: str, weights: str | os.PathLike | Mapping[str, Any]) -> Source:
         raise WeightsError(f'{error}{here}') from None
 
 
-def is_path(text: Any) -> bool:
-    """Whether this can only be the path of a file."""
-    if not isinstance(text, str):
-        return isinstance(text, os.PathLike)
-    return text.endswith(SUFFIXES) or text.startswith('~') or '/' in text or os.sep in text
+def is_file_name(text: Any) -> bool:
+    """Whether this is a path or ends as the names of weights files do."""
+    return isinstance(text, os.PathLike) or (isinstance(text, str) and text.endswith(SUFFIXES))
 
 
 def split(name: str, weights: Any) -> tuple[str, Any]:
     """Network and weights of 'NETWORK.TAG', a name as torchvision and timm write it; others unchanged."""
-    if not isinstance(name, str) or name in MODELS or is_path(name) or not is_default(weights):
+    if name in MODELS or is_file_name(name) or not is_default(weights):
         return name, weights
     network, _, tag = name.partition('.')
     return network, tag or weights
@@ -124,12 +123,10 @@ def arrays(weights: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       TypeError: a value is no array.
     """
-    from flaxzoo.weights.convert import _to_numpy
-
     for key, value in weights.items():
         if not hasattr(value, 'shape') or not hasattr(value, 'dtype'):
             raise TypeError(
                 f'weights is a dict, so it must hold {{torch name: array}}, but {key!r} is a {type(value).__name__}'
                 + (f'; did you mean weights[{key!r}]?' if isinstance(value, Mapping) else '')
             )
-    return {key: _to_numpy(value) for key, value in weights.items()}
+    return {key: to_numpy(value) for key, value in weights.items()}

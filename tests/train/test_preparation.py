@@ -105,6 +105,9 @@ def test_what_is_told_otherwise_is_said(release, caplog):
     assert 'config.std' not in caplog.text
     caplog.clear()
     say_differences(config, None, 3)
+    config = settled(release, 3)
+    config.mean = (0.5,)
+    say_differences(config, dataclasses.replace(PRESET, mean=(0.5,) * 3), 3)
     assert caplog.text == ''
 
 

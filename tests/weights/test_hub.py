@@ -600,6 +600,12 @@ def test_repositories(hub_server):
     assert fetch('hf-hub:me/net', offline=True).read_bytes() == CONTENT
     assert fetch('hf-hub:me/net/deep/x.pth').read_bytes() == OTHER
     assert fetch('hf-hub:me/net@v2/x.pth').read_bytes() == CONTENT
+    hub_server.status = [404, 404, 503]  # the server goes away
+    assert fetch('hf-hub:me/net').read_bytes() == CONTENT
+    hub_server.status = [503] * 100
+    assert fetch('hf-hub:me/net').read_bytes() == CONTENT
+    with pytest.raises(flaxzoo.DownloadError, match='HTTP 503'):
+        fetch('hf-hub:me/net', refresh=True)
     hub_server.status = [401]
     with pytest.raises(flaxzoo.DownloadError, match='private or gated'):
         fetch('hf-hub:me/private')

@@ -227,7 +227,7 @@ def test_files_that_say_what_they_are(fields, tmp_path):
         assert same(again, variables)
         assert loaded.num_classes == model.num_classes
         assert flaxzoo.with_policy(loaded, remat=model.remat) == model
-        assert flaxzoo.transforms(loaded) == model.preset
+        assert flaxzoo.transforms(loaded) == flaxzoo.transforms(NAME, path) == model.preset
     assert flaxzoo.load(NAME, '~/mine.safetensors', **SMALL)[0].num_classes == model.num_classes
     assert flaxzoo.load('~/mine.safetensors', remat=True)[0].remat
     five, _, report = flaxzoo.load_with_report('~/mine.safetensors', num_classes=5)
@@ -262,8 +262,10 @@ def test_the_preparation_comes_with_the_weights(release):
         assert flaxzoo.transforms(flaxzoo.load(NAME, **SMALL, **fields)[0]) == model.preset
     with pytest.raises(flaxzoo.WeightsError, match=r'nothing is known .* this ResNet.*Name one: flaxzoo\.transforms'):
         flaxzoo.transforms(flaxzoo.create(NAME))
-    with pytest.raises(flaxzoo.WeightsError, match=r'nothing is known of how images are prepared for x\.pth'):
-        flaxzoo.transforms(NAME, 'x.pth')
+    with pytest.raises(
+        flaxzoo.WeightsError, match=r'nothing is known of how images are prepared for https://a\.b/x\.pth'
+    ):
+        flaxzoo.transforms(NAME, 'https://a.b/x.pth')
 
 
 def test_the_preparation_of_a_repository(variables, tmp_path, monkeypatch):
