@@ -66,11 +66,8 @@ def parse(name: str, weights: str | os.PathLike | Mapping[str, Any]) -> Source:
         return Source('dict', 'the dict', content=arrays(weights))
     if not isinstance(weights, str | os.PathLike):
         raise TypeError(_not_a_source(weights))
-    rows = [row for row in catalog.releases() if row.model == name]
-    if is_default(weights) or any(row.tag == weights for row in rows):
-        return _of_release(catalog.find(name, weights))
     if isinstance(weights, str) and (weights.startswith(hub.HUB) or '://' in weights):
-        release = next((row for row in rows if row.url == weights), None)
+        release = next((row for row in catalog.releases() if (row.model, row.url) == (name, weights)), None)
         return _of_release(release) if release else Source('hub' if weights.startswith(hub.HUB) else 'url', weights)
     if is_file_name(weights) or weights.startswith('~') or '/' in weights or os.sep in weights:
         return Source('file', os.path.expanduser(os.fspath(weights)))
