@@ -54,6 +54,11 @@ class BatchNorm(nn.Module):
                     'and cannot be trained; train the original ones'
                 )
             return (x + self.get_variable('params', 'folded_bias')).astype(x.dtype)
+        if not self.is_initializing() and not self.has_variable('batch_stats', 'mean'):
+            raise ValueError(
+                f'{".".join(self.path)}: there are no running statistics; give apply all variables that init or load '
+                "gave, {'params': ..., 'batch_stats': ...}"
+            )
         shape = x.shape[-1:]
         mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
         var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
@@ -63,6 +68,7 @@ class BatchNorm(nn.Module):
         if train and not frozen:
             m, v, count = self._batch_statistics(wide, axis_name)
             if not self.is_initializing():
+                self._check_mutable()
                 self._update(mean, m)
                 self._update(var, v * (count / (count - 1)))
         else:
@@ -92,6 +98,14 @@ class BatchNorm(nn.Module):
                 f'got x of shape {x.shape}; use a larger batch or image, or freeze the batch norms'
             )
         return *batch_moments(x, axis_name), count
+
+    def _check_mutable(self) -> None:
+        if not self.is_mutable_collection('batch_stats'):
+            raise ValueError(
+                f'{".".join(self.path)}: training changes the running statistics; take them as the second result, '
+                "y, changed = model.apply(variables, x, train=True, mutable=['batch_stats']), or freeze them, "
+                'flaxzoo.with_policy(model, freeze_batch_norm=True)'
+            )
 
     def _update(self, running: nn.Variable, batch: jax.Array) -> None:
         batch = lax.stop_gradient(batch).astype(running.value.dtype)

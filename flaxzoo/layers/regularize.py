@@ -45,5 +45,10 @@ def _dropped(module: Dropout, x: jax.Array, shape: tuple[int, ...]) -> jax.Array
         return x
     if module.p == 1:
         return jnp.zeros_like(x)
+    if not (module.has_rng('dropout') or module.has_rng('params')):  # flax falls back on the latter
+        raise ValueError(
+            f'{".".join(module.path)} draws at random in training: model.apply(..., train=True, '
+            "rngs={'dropout': jax.random.key(0)}), with another key in each step"
+        )
     keep = jax.random.bernoulli(module.make_rng('dropout'), 1 - module.p, shape)
     return jnp.where(keep, x / (1 - module.p), 0)

@@ -5,14 +5,19 @@ Paper: https://arxiv.org/abs/1602.07261.
 
 from functools import partial
 
+import jax
+
 from flaxzoo.layers import ConvNormAct, Norm, avg_pool2d, max_pool2d
 from flaxzoo.layers.naming import Layer
 from flaxzoo.ops.pairs import IntOrPair
 
 norm = Norm(eps=1e-3)
-# The mean of what lies inside the image; Inception-v3 counts the padding, this paper's networks do not.
-avg_pool = partial(avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
 max_pool = partial(max_pool2d, kernel_size=3, stride=2)
+
+
+def avg_pool(x: jax.Array) -> jax.Array:
+    """3x3 mean of what lies inside the image; Inception-v3 counts the padding, this paper's networks do not."""
+    return avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def same(out_channels: int, kernel_size: IntOrPair = 1) -> partial:

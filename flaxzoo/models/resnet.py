@@ -5,6 +5,7 @@ Squeeze-and-excitation, an option of each block: https://arxiv.org/abs/1709.0150
 Reference: torchvision.models.resnet; `resnext101_32x4d` and the `se` forms are timm's. Names of parameters are theirs.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
@@ -223,4 +224,30 @@ VARIANTS = {
     ),
 }
 
-DIALECTS = (Dialect('pretrainedmodels', marker=r'last_linear\.weight', rename=((r'last_linear\.(\w+)', r'fc.\1'),)),)
+# Members of a block in ResNeXt.pytorch, the form in which most CIFAR weights were trained.
+MEMBERS = {
+    'conv_reduce': 'conv1',
+    'bn_reduce': 'bn1',
+    'conv_conv': 'conv2',
+    'bn': 'bn2',
+    'conv_expand': 'conv3',
+    'bn_expand': 'bn3',
+    'shortcut.shortcut_conv': 'downsample.0',
+    'shortcut.shortcut_bn': 'downsample.1',
+}
+DIALECTS = (
+    Dialect('pretrainedmodels', marker=r'last_linear\.weight', rename=((r'last_linear\.(\w+)', r'fc.\1'),)),
+    Dialect(
+        'ResNeXt.pytorch',
+        marker=r'conv_1_3x3\.weight',
+        rename=(
+            (r'conv_1_3x3\.weight', r'conv1.weight'),
+            (r'bn_1\.(\w+)', r'bn1.\1'),
+            (r'classifier\.(\w+)', r'fc.\1'),
+            *(
+                (rf'stage_(\d)\.stage_\d_bottleneck_(\d+)\.{re.escape(theirs)}\.(\w+)', rf'layer\1.\2.{ours}.\3')
+                for theirs, ours in MEMBERS.items()
+            ),
+        ),
+    ),
+)

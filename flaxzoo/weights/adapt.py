@@ -18,7 +18,7 @@ from flaxzoo.weights.convert import buffer_problems, is_buffer
 from flaxzoo.weights.diagnose import Misfit
 from flaxzoo.weights.dialects import Reading, dialects, find, own_heads, readings, unwrap
 
-__all__ = ['Architecture', 'Changes', 'adapt', 'adapt_channels', 'fitness', 'initialise']
+__all__ = ['Architecture', 'Changes', 'adapt', 'adapt_channels', 'class_count', 'fitness', 'initialise']
 
 
 @dataclass
@@ -111,6 +111,19 @@ def fitness(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> fl
     return max(share for share, _ in readings(given, architecture.shapes(), architecture.heads().keys(), known))
 
 
+def class_count(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> int | None:
+    """The number of classes of the heads in `weights`, whose names are understood as `adapt` does; None if not one.
+
+    Of the arrays only `shape` is used.
+
+    Raises:
+      ConversionError: the names are those of two dialects, or several networks fit equally.
+    """
+    weights = _named(architecture, unwrap(weights), Changes(), None)
+    sizes = {weights[key].shape[:1] for key in architecture.heads() if key in weights}
+    return sizes.pop()[0] if len(sizes) == 1 and sizes != {()} else None
+
+
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """The kernel (O, 3, H, W) of a first convolution for images of `channels` channels, as timm does it.
 
@@ -141,7 +154,7 @@ def _named(
     result = {name: weights[key] for name, key in names.items()}
     for name, value in result.items():
         shape = shapes.get(name, value.shape)
-        if value.shape != shape and reading.fits(name, value.shape, shape):
+        if value.shape != shape and reading.fits(name, tuple(value.shape), shape):
             result[name] = value.reshape(shape)
     return result
 

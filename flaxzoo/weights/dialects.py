@@ -148,17 +148,17 @@ def readings(
 def find(
     given: Shapes, shapes: Shapes, heads: Set[str], known: tuple[Dialect, ...], prefix: str | None = None
 ) -> Reading:
-    """The reading that finds most of the network; the network's own names if none finds half. Arguments: `readings`.
+    """The reading that finds most of the network; the network's own names if none finds much. Arguments: `readings`.
 
     Raises:
       ConversionError: two dialects apply, or the file has several networks that fit equally.
     """
     scored = list(readings(given, shapes, heads, known, prefix))
     best = max(score for score, _ in scored)
-    if best < 0.5:
-        return Reading(prefix or '')
     first, *others = [reading for score, reading in scored if score == best]
-    if others:
+    if best < 0.2:  # then it is for the sake of messages only
+        return Reading(prefix or '')
+    if others and best > 0.5:
         places = ' and '.join(repr(reading.prefix.rstrip('.')) for reading in (first, *others))
         raise ConversionError(f'the file has several networks that fit, under {places}: choose one by key=...')
     return first

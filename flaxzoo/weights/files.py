@@ -148,7 +148,7 @@ def _read(path: Path) -> Content:
     if start.startswith(b'{') and path.name.endswith('.index.json'):
         return _read_shards(path), _same
     file = MappedFile(path)
-    if start.startswith(b'PK\3\4'):
+    if start.startswith((b'PK\3\4', b'PK\5\6')):  # the second has no entries
         archive = Archive(file)
         if archive.entries and all(name.endswith('.npy') for name in archive.entries):
             return _read_npz(file, archive), _same

@@ -111,7 +111,9 @@ class _Machine:
         if opcode in NUMBERS:
             push(self.number(NUMBERS[opcode]))
         elif opcode in STRINGS:
-            push(self.take(self.number(STRINGS[opcode])).decode('utf-8', 'surrogatepass'))
+            # Python 2's str may be bytes of anything, such as a numpy array beside the weights.
+            errors = 'replace' if opcode in (pickle.SHORT_BINSTRING, pickle.BINSTRING) else 'surrogatepass'
+            push(self.take(self.number(STRINGS[opcode])).decode('utf-8', errors))
         elif opcode in BYTES:
             value = self.take(self.number(BYTES[opcode]))
             push(int.from_bytes(value, 'little', signed=True) if opcode == pickle.LONG1 else value)

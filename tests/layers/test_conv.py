@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxzoo.layers import Conv2d, Linear, avg_pool2d
+from flaxzoo.layers import AveragedConv2d, Conv2d, Linear, SpaceToDepthConv2d, avg_pool2d
 from tests.ops.convolutions import arrays, assert_equal, relative
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -59,7 +59,7 @@ def test_conv2d_is_torchs(inputs, outputs, kernel, fields):
 @pytest.mark.parametrize('size', [(20, 17), (19, 24)])
 def test_space_to_depth_is_exact(size, kernel, fields):
     x = arrays((2, *size, 3))[0]
-    layer, blocks = Conv2d(5, kernel, **fields), Conv2d(5, kernel, space_to_depth=True, **fields)
+    layer, blocks = Conv2d(5, kernel, **fields), SpaceToDepthConv2d(5, kernel, **fields)
     params = jax.tree.map(lambda a: a.astype(x.dtype), layer.init(jax.random.key(0), x))
     assert jax.tree.map(jnp.shape, blocks.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, params)
 
@@ -77,22 +77,14 @@ SMOOTH = {
 
 
 @pytest.mark.parametrize('average', SMOOTH)
-@pytest.mark.parametrize(
-    ('outputs', 'kernel', 'fields'),
-    [
-        (5, 1, {}),  # after the convolution
-        (9, 1, {}),  # before it, as all others
-        (5, 1, {'padding': 1}),
-        (5, 1, {'stride': 2}),
-        (5, 3, {'padding': 1}),
-        (4, 1, {'groups': 2}),
-    ],
-)
+@pytest.mark.parametrize('outputs', [5, 9], ids=['after the convolution', 'before it'])
+@pytest.mark.parametrize('bias', [False, True])
 @settings(max_examples=3, deadline=None)
 @given(st.tuples(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9)))
-def test_an_average_before_a_convolution(outputs, kernel, fields, average, image):
+def test_an_average_before_a_convolution(outputs, bias, average, image):
     (x,) = arrays((*image, 8))
-    plain, averaged = (Conv2d(outputs, kernel, average=pool, **fields) for pool in (None, SMOOTH[average]))
+    plain = Conv2d(outputs, 1, bias=bias)
+    averaged = AveragedConv2d(outputs, 1, bias=bias, average=SMOOTH[average])
     params = jax.tree.map(lambda a: a.astype(x.dtype), plain.init(jax.random.key(0), x))
     assert jax.tree.map(jnp.shape, averaged.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, params)
 
@@ -106,7 +98,7 @@ def test_an_average_before_a_convolution(outputs, kernel, fields, average, image
 
 @pytest.mark.parametrize(('outputs', 'channels'), [(5, 5), (9, 8)])
 def test_the_average_is_taken_of_fewer_channels(outputs, channels):
-    layer, x = Conv2d(outputs, 1, average=SMOOTH['all counted']), jnp.zeros((1, 7, 10, 8))
+    layer, x = AveragedConv2d(outputs, 1, average=SMOOTH['all counted']), jnp.zeros((1, 7, 10, 8))
     program = str(jax.make_jaxpr(layer.apply)(layer.init(jax.random.key(0), x), x))
     widths = {int(width) for width in re.findall(r'f\d+\[1,7,10,(\d+)\] = reduce_window_sum', program)}
     assert widths == {channels}
@@ -143,7 +135,9 @@ def test_the_compute_dtype_is_the_inputs():
     ('layer', 'message'),
     [
         (Conv2d(8, 3, groups=3), 'groups=3 must divide the 4 input channels'),
-        (Conv2d(8, 3, groups=2, space_to_depth=True), 'space_to_depth takes groups=1 and dilation=1'),
+        (SpaceToDepthConv2d(8, 3, groups=2), 'SpaceToDepthConv2d takes groups=1 and dilation=1'),
+        (AveragedConv2d(8, 3, average=abs), 'AveragedConv2d takes a 1x1 kernel'),
+        (AveragedConv2d(8, 1, stride=2, average=abs), 'AveragedConv2d takes a 1x1 kernel'),
         (Conv2d(6, 3, groups=4), 'must divide .* the 6 output channels'),
         (Conv2d(8, 7, dilation=2, padding=2), r'x of shape \(1, 8, 8, 4\) is smaller than the kernel 7'),
         (Conv2d(8, (3, 3, 3)), r'kernel_size must be an int or a \(height, width\) pair'),

@@ -1,7 +1,5 @@
 """The parity test notices each of the mistakes that ports make: a network that has one fails it."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax.numpy as jnp
 import pytest
@@ -9,7 +7,7 @@ import torchvision
 
 import flaxzoo
 from flaxzoo.analysis.parity import compare, randomise
-from flaxzoo.layers import BatchNorm
+from flaxzoo.layers import BatchNorm, Norm
 from flaxzoo.models import resnet
 from tests import reference
 from tests.models.cases import images, labels
@@ -43,8 +41,8 @@ class BiasedVariance(BatchNorm):
         count = self.count
         super()._update(running, batch * (count - 1) / count if running.name == 'var' else batch)
 
-    def _batch_statistics(self, x):
-        mean, var, count = super()._batch_statistics(x)
+    def _batch_statistics(self, x, axis_name):
+        mean, var, count = super()._batch_statistics(x, axis_name)
         object.__setattr__(self, 'count', count)
         return mean, var, count
 
@@ -76,7 +74,7 @@ def test_the_unchanged_network_passes(train):
 @pytest.mark.parametrize(
     'fields',
     [
-        {'norm_layer': partial(BatchNorm, eps=1e-3)},
+        {'norm_layer': Norm(eps=1e-3)},
         {'block': StrideFirst},
     ],
     ids=['eps', 'stride on the 1x1'],
@@ -91,12 +89,12 @@ def test_same_padding_fails(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'norm_layer',
-    [BiasedVariance, partial(BatchNorm, momentum=0.9), partial(BatchNorm, frozen=True)],
+    'fields',
+    [{'norm_layer': Norm(BiasedVariance)}, {'norm_layer': Norm(momentum=0.9)}, {'freeze_batch_norm': True}],
     ids=['biased variance', 'momentum unflipped', 'frozen'],
 )
-def test_a_mistake_fails_in_training(norm_layer):
-    assert error(train=True, norm_layer=norm_layer) > 1e-6
+def test_a_mistake_fails_in_training(fields):
+    assert error(train=True, **fields) > 1e-6
 
 
 def test_a_lost_relu_fails():

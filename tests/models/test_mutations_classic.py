@@ -16,8 +16,8 @@ from torchvision.models.inception import InceptionA
 
 import flaxzoo
 from flaxzoo.analysis.parity import compare, randomise
-from flaxzoo.layers import BatchNorm, ConvNormAct, avg_pool2d, local_response_norm, max_pool2d
-from flaxzoo.models import alexnet, bn_inception, googlenet, inception_v1, inception_v3, squeezenet, vgg
+from flaxzoo.layers import AveragedConv2d, BatchNorm, Norm, avg_pool2d, local_response_norm, max_pool2d
+from flaxzoo.models import alexnet, bn_inception, inception_v1, inception_v3, squeezenet, vgg
 from tests import reference
 from tests.reference.inception_v1 import Block
 
@@ -41,19 +41,18 @@ def network_error(name):
     return error(flaxzoo.create(name, num_classes=10), reference.build(name, num_classes=10), 2, *SIZES[name], 3)
 
 
-def inception_a_error(**fields):
-    conv = partial(ConvNormAct, norm_layer=partial(BatchNorm, **{'eps': 1e-3, **fields}))
-    return error(inception_v3.InceptionA(conv, 8), InceptionA(16, 8), 2, 5, 7, 16)
+def inception_a_error():
+    return error(inception_v3.InceptionA(8), InceptionA(16, 8), 2, 5, 7, 16)
 
 
 def googlenet_block(kernel5x5):
-    conv = partial(ConvNormAct, norm_layer=partial(BatchNorm, eps=1e-3))
-    return googlenet.Inception(*WIDTHS, conv=conv, kernel5x5=kernel5x5), Inception(16, *WIDTHS)
+    conv = inception_v1.conv_norm
+    return inception_v1.Inception(*WIDTHS, conv=conv, kernel5x5=kernel5x5), Inception(16, *WIDTHS)
 
 
 def inception_v1_block(kernel5x5):
     conv = inception_v1.ConvAct
-    return googlenet.Inception(*WIDTHS, conv=conv, kernel5x5=kernel5x5), Block(16, *WIDTHS)
+    return inception_v1.Inception(*WIDTHS, conv=conv, kernel5x5=kernel5x5), Block(16, *WIDTHS)
 
 
 def without_relu(lost):
@@ -66,13 +65,12 @@ def resize(x, size):
     return jax.image.resize(x, (x.shape[0], size, size, x.shape[-1]), 'nearest')
 
 
-def pool_without_ceil(x, kernel_size, stride=None, padding=0, ceil_mode=False):
-    return max_pool2d(x, kernel_size, stride, padding)
+def googlenet(**parts):
+    """torchvision's GoogLeNet with other parts."""
+    return inception_v1.TORCHVISION._replace(**parts)
 
 
-def three_wide(x, kernel_size, stride=None, padding=0, ceil_mode=False):
-    """The paper's last pool in torchvision's GoogLeNet."""
-    return max_pool2d(x, 3, stride, padding, ceil_mode)
+rounding_down = partial(max_pool2d, kernel_size=3, stride=2)
 
 
 def lrn(**fields):
@@ -88,7 +86,7 @@ MUTATIONS = {
     'AlexNet flattens channels last': ('alexnet', alexnet, 'flatten', channels_last),
     'VGG flattens channels last': ('vgg11', vgg, 'flatten', channels_last),
     'VGG resizes where it should pool': ('vgg11', vgg, 'adaptive_avg_pool2d', resize),
-    'SqueezeNet pools round down': ('squeezenet1_0', squeezenet, 'pool', partial(max_pool2d, kernel_size=3, stride=2)),
+    'SqueezeNet pools round down': ('squeezenet1_0', squeezenet, 'pool', rounding_down),
     'SqueezeNet pools pad as SAME': (
         'squeezenet1_0',
         squeezenet,
@@ -101,8 +99,18 @@ MUTATIONS = {
         'nn',
         without_relu(lambda x: x.shape[-1] == 10),
     ),
-    'GoogLeNet pools round down': ('googlenet', googlenet, 'max_pool2d', pool_without_ceil),
-    "GoogLeNet has the paper's last pool": ('googlenet', googlenet, 'max_pool2d', three_wide),
+    'GoogLeNet pools round down': (
+        'googlenet',
+        inception_v1.GoogLeNet,
+        'form',
+        googlenet(after_conv1=rounding_down, after_conv3=rounding_down),
+    ),
+    "GoogLeNet has the paper's last pool": (
+        'googlenet',
+        inception_v1.GoogLeNet,
+        'form',
+        googlenet(last_pool=inception_v1.pool),
+    ),
     'LRN window': ('inception_v1', inception_v1, 'lrn', lrn(size=3)),
     'LRN alpha not divided by the window': ('inception_v1', inception_v1, 'lrn', lrn(alpha=5e-4)),
     'LRN beta': ('inception_v1', inception_v1, 'lrn', lrn(beta=0.5)),
@@ -139,17 +147,19 @@ def test_swapped_auxiliary_heads_fail(monkeypatch):
         return compare(model, module, images, train=True, labels=np.array([1, 7])).error
 
     assert train_error() <= 1e-10
-    monkeypatch.setattr(googlenet, 'GoogLeNetOutputs', lambda logits, aux2, aux1: (logits, aux1, aux2))
+    monkeypatch.setattr(inception_v1, 'GoogLeNetOutputs', lambda logits, aux2, aux1: (logits, aux1, aux2))
     assert train_error() > 1e-6
 
 
-def test_inception_v3_blocks():
+def test_inception_v3_blocks(monkeypatch):
     assert inception_a_error() <= 1e-10
-    assert inception_a_error(eps=1e-5) > 1e-6
+    monkeypatch.setattr(inception_v3, 'conv', partial(inception_v3.conv, norm_layer=Norm()))
+    assert inception_a_error() > 1e-6
 
 
 def test_inception_v3_averages_count_the_padding(monkeypatch):
-    monkeypatch.setattr(inception_v3, 'smooth', partial(inception_v3.smooth, count_include_pad=False))
+    inside = partial(AveragedConv2d, average=partial(inception_v3.smooth, count_include_pad=False))
+    monkeypatch.setattr(inception_v3, 'averaged_conv', partial(inception_v3.conv, conv=inside))
     assert inception_a_error() > 1e-6
 
 
@@ -161,5 +171,14 @@ def test_the_5x5_branch_is_3x3_in_torchvision_and_5x5_in_the_paper(block, right)
 
 
 @pytest.mark.parametrize(('name', 'eps'), [('googlenet', 1e-3), ('inception_v3', 1e-3), ('bn_inception', 1e-5)])
-def test_epsilon_of_the_default_norm(name, eps):
-    assert flaxzoo.create(name).norm_layer().eps == eps
+def test_epsilon_of_every_norm(name, eps):
+    found = set()
+
+    def look(call, args, kwargs, context):
+        if isinstance(context.module, BatchNorm):
+            found.add(context.module.eps)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+        jax.eval_shape(flaxzoo.create(name).init, jax.random.key(0), jax.numpy.zeros((1, 223, 223, 3)))
+    assert found == {eps}

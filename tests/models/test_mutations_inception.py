@@ -10,8 +10,8 @@ import torch
 
 import flaxzoo
 from flaxzoo.analysis.parity import compare, randomise
-from flaxzoo.layers import BatchNorm, Conv2d, SqueezeExcite, avg_pool2d
-from flaxzoo.models import inception_resnet, inception_v4, resnet
+from flaxzoo.layers import BatchNorm, Conv2d, Norm, SqueezeExcite, avg_pool2d
+from flaxzoo.models import inception_parts, inception_resnet, inception_v4, resnet
 from tests.reference.inception_resnet_v1 import InceptionResnetV1
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 75, 91, 3))
@@ -78,11 +78,16 @@ def test_the_unchanged_networks_pass(v1, v2, v4_start, se, monkeypatch):
 
 @pytest.mark.parametrize(
     'fields',
-    [{'scales': (1.0, 0.10, 0.20)}, {'scales': (0.17, 0.10, 1.0)}, {'norm_layer': BatchNorm}],
-    ids=['no residual scale', 'no scale of the last group', 'eps 1e-5'],
+    [{'scales': (1.0, 0.10, 0.20)}, {'scales': (0.17, 0.10, 1.0)}],
+    ids=['no residual scale', 'no scale of the last group'],
 )
 def test_a_wrong_field_fails(v1, fields):
     assert error_v1(v1, **fields) > 1e-6
+
+
+def test_another_epsilon_fails(v1, monkeypatch):
+    monkeypatch.setattr(Norm, '__call__', lambda self, **fields: BatchNorm(**fields))
+    assert error_v1(v1) > 1e-6
 
 
 def test_a_relu_after_the_last_block_fails(v2, monkeypatch):
@@ -114,7 +119,7 @@ def test_blocks_with_shared_weights_fail(v1, monkeypatch):
 
     def shared(self, x, train, name, build):
         if name == 'repeat_1.0':
-            block = build(norm_layer=self.norm_layer, name=name)
+            block = build(name=name)
             return block(block(x, train), train)
         return x if name == 'repeat_1.1' else layer(self, x, train, name, build)
 
@@ -127,24 +132,19 @@ def test_an_average_that_counts_the_padding_fails(v2, v4_start, monkeypatch):
     def counting(*args, count_include_pad, **fields):
         return avg_pool2d(*args, count_include_pad=True, **fields)
 
-    monkeypatch.setattr(inception_v4, 'avg_pool2d', counting)
+    monkeypatch.setattr(inception_parts, 'avg_pool2d', counting)
     assert error_v2(v2) > 1e-6
     assert error_v4(v4_start, monkeypatch) > 1e-6
 
 
-def test_an_embedding_without_its_norm_fails():
+def test_an_embedding_without_its_norm_fails(monkeypatch):
     """Its parameters exist, so the keys fit."""
     module = randomise(InceptionResnetV1(blocks=BLOCKS, classify=False))
-    norm_layer = partial(BatchNorm, eps=1e-3)
-
-    def last_skipped(name=None, **fields):
-        norm = norm_layer(name=name, **fields)
-        if name != 'last_bn':
-            return norm
-        return lambda x, train: x + 0 * norm(x, train)
-
     assert error_v1(module, classify=False) <= 1e-10
-    assert error_v1(module, classify=False, norm_layer=last_skipped) > 1e-6
+
+    norm = inception_resnet.norm
+    monkeypatch.setattr(inception_resnet, 'norm', lambda name: lambda x, train: x + 0 * norm(name=name)(x, train))
+    assert error_v1(module, classify=False) > 1e-6
 
 
 def test_squeezing_from_the_wrong_width_fails(se):

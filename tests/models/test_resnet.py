@@ -1,7 +1,5 @@
 """ResNet's own options, against torchvision."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 import flaxzoo
 from flaxzoo.analysis.parity import compare, randomise
-from flaxzoo.layers import BatchNorm
 from flaxzoo.weights.convert import template, torch_names
 from tests.compiling import jit
 from tests.models.cases import images, labels
@@ -70,7 +67,7 @@ def test_a_squeeze_and_excitation_block_is_an_option():
 
 
 def test_statistics_can_be_frozen_while_the_rest_trains():
-    model = flaxzoo.create('resnet18', num_classes=10, norm_layer=partial(BatchNorm, frozen=True))
+    model = flaxzoo.create('resnet18', num_classes=10, freeze_batch_norm=True)
     x = jnp.asarray(images('resnet18'), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(0), x)
 

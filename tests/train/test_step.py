@@ -218,8 +218,7 @@ def test_every_registered_network_can_be_built_for_training():
         config.model = name
         model = build_model(config, 10)
         assert model.num_classes == 10
-        if hasattr(model, 'norm_layer'):
-            assert model.norm_layer().axis_name == 'batch'
+        assert model.axis_name == 'batch'
 
 
 @pytest.mark.parametrize('name', ['googlenet', 'inception_v1', 'inception_v3', 'vgg11', 'squeezenet1_1'])
@@ -235,7 +234,7 @@ def test_the_step_takes_networks_of_other_forms(name: str):
     after, metrics = jax.eval_shape(MeshParallel().compile(step), state, batch)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert set(metrics) == {'loss', 'accuracy', 'grad_norm'}
-    assert ('AuxLogits' in state.params or 'aux1' in str(list(state.params))) == hasattr(model, 'aux_weight')
+    assert ('AuxLogits' in state.params or 'aux1' in str(list(state.params))) == model.has_aux == (model.aux_weight > 0)
 
 
 def test_the_state_holds_no_average_unless_asked():

@@ -11,7 +11,7 @@ import torchvision
 import flaxzoo
 from flaxzoo.layers import Network
 from flaxzoo.registry import MODELS
-from flaxzoo.weights.adapt import Architecture, adapt, fitness
+from flaxzoo.weights.adapt import Architecture, adapt, class_count, fitness
 from flaxzoo.weights.diagnose import resembling
 from flaxzoo.weights.index import index
 
@@ -108,7 +108,7 @@ def test_alike_children_of_a_sequential_need_numbers_of_their_own():
     children.sort(key=lambda child: ([int(d) for d in child if d.isdigit()], child))
     numbers = {child: str(2 * i) for i, child in enumerate(children)}
     blocks = sorted((child for child in children if child.startswith('block')), key=lambda block: int(block[5:]))
-    numbers |= {block: str(100 + i) for i, block in enumerate(blocks)}
+    numbers |= {block: str(95 + i) for i, block in enumerate(blocks)}
     given = {numbers[key.partition('.')[0]] + '.' + key.partition('.')[2]: v for key, v in marked('xception').items()}
     assert same(adapt(Architecture('xception', {}), given)[0], marked('xception'))
     children = list(dict.fromkeys(key.partition('.')[0] for key in marked('inception_v3')))
@@ -176,6 +176,11 @@ def test_a_head_is_not_an_excuse_for_another_network():
         adapt(FIVE, lacking, replace_head=True)
 
 
+def test_the_error_is_in_the_networks_names():
+    with pytest.raises(flaxzoo.ConversionError, match=r'(?s)resemble resnet34 most: 100%.*\+ layer1\.2\.bn1\.bias'):
+        adapt(RESNET, under('net.', marked('resnet34')))
+
+
 def test_what_is_spare_beside_a_whole_network_is_an_error():
     with pytest.raises(flaxzoo.ConversionError, match=r'\+ spare'):
         adapt(RESNET, marked(spare=(1,)), replace_head=True)
@@ -201,6 +206,14 @@ def test_channels(prefix):
     assert (changes.adapted.keys(), changes.new.keys()) == ({'conv1.weight'}, {'fc.weight', 'fc.bias'})
 
 
+def test_a_head_is_new_whole_also_after_its_background_row_was_cut():
+    given = headless(**{'fc.weight': (6, 512), 'fc.bias': (7,)})
+    _, changes = adapt(FIVE, given, replace_head=True, label_offset=1)
+    assert (changes.new.keys(), changes.adapted) == ({'fc.weight', 'fc.bias'}, {})
+    _, changes = adapt(FIVE, given | headless(**{'fc.bias': (6,)}), replace_head=True, label_offset=1)
+    assert (changes.new, changes.adapted.keys()) == ({}, {'fc.weight', 'fc.bias'})
+
+
 def test_a_missing_auxiliary_head():
     given = {key: value for key, value in marked('inception_v3').items() if not key.startswith('AuxLogits')}
     with pytest.raises(flaxzoo.ConversionError, match=r'It has no AuxLogits: load it with aux_logits=False'):
@@ -209,6 +222,14 @@ def test_a_missing_auxiliary_head():
         adapt(Architecture('inception_v3', {'num_classes': 5}), given, replace_head=True)
     fitted, _ = adapt(Architecture('inception_v3', {'aux_logits': False}), given)
     assert same(fitted, given)
+
+
+def test_a_part_is_switched_off_only_if_the_rest_is_there():
+    """Without batch norms the names of VGG's convolutions are others."""
+    given = marked('vgg11_bn')
+    del given['features.1.running_mean']
+    with pytest.raises(flaxzoo.ConversionError, match='nearest to vgg11_bn even so'):
+        adapt(Architecture('vgg11_bn', {}), given)
 
 
 def test_fitness():
@@ -220,6 +241,17 @@ def test_fitness():
     assert fitness(RESNET, {'step': np.ones(())}) == 0
     channels = marked(**{'conv1.weight': (64, 1, 7, 7)})
     assert 0.95 < fitness(RESNET, channels) < 1
+
+
+def test_class_count():
+    assert class_count(RESNET, marked()) == 1000
+    for prefix in ('', 'net.'):
+        given = under(prefix, headless(**{'fc.weight': (7, 512), 'fc.bias': (7,)}))
+        assert class_count(RESNET, given) == 7
+        assert class_count(NONE, given) == 7
+    assert class_count(RESNET, headless()) is None
+    assert class_count(RESNET, headless(**{'fc.weight': (7, 512), 'fc.bias': (8,)})) is None
+    assert class_count(RESNET, headless(**{'fc.weight': ()})) is None
 
 
 def test_a_wrong_file_is_diagnosed_without_tracing(monkeypatch):
@@ -241,7 +273,9 @@ def test_resemblance_in_a_dialect():
 
     with torch.device('meta'):
         shapes = {key: tuple(v.shape) for key, v in timm.create_model('vgg16', pretrained=False).state_dict().items()}
-    assert resembling(shapes)[0][0] == 'vgg16'
+    (best, share), *_ = resembling(shapes)
+    assert best == 'vgg16'
+    assert share > 0.9  # all but the two kernels of another shape
 
 
 class WithTable(Network):

@@ -9,6 +9,7 @@ import struct
 import tarfile
 import zipfile
 
+import flax.serialization
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -146,6 +147,22 @@ OTHER_FILES = {
     'json': (b'{"error": "not found"}', 'JSON'),
     'gzip': (gzipped(), 'gzip'),
     'tar': (tarred(), 'tar archive'),
+    'compressed tar': (b'BZh91AY&SY' + bytes(100), 'compressed; unpack'),
+    'npy': (b'\x93NUMPY\1\0v\0' + bytes(100), 'single array'),
+    'onnx': (b'\x08\x07\x12\x07pytorch' + bytes(100), 'ONNX'),
+    'tflite': (b'\x1c\0\0\0TFL3' + bytes(100), 'TFLite'),
+    'flax': (flax.serialization.to_bytes({'params': {'x': np.ones(3)}}), r'msgpack.*flaxzoo\.save'),
+    'image': (b'\x89PNG\r\n\x1a\n' + bytes(100), 'an image'),
+    'keras': (archived(**{'config.json': b'{}', 'model.weights.h5': b'x'}), 'Keras'),
+    'zipped weights': (archived(**{'x.pth': b'x'}), 'the file to read is in it; unpack'),
+    'exported program': (archived(**{'a/archive_format': b'pt2', 'a/models/model.json': b'{}'}), r'torch\.export'),
+    'no entries': (archived(), 'it holds nothing'),
+    'no tensors': (struct.pack('<Q', 2) + b'{}', 'no state dict.*nothing'),
+    'impossible shape': (
+        struct.pack('<Q', 80)
+        + b'{"x":{"dtype":"F32","shape":[0,4611686018427387904,8],"data_offsets":[0,0]}}'.ljust(80),
+        'impossible shape|safetensors',
+    ),
     'hdf5': (b'\x89HDF\r\n\x1a\n' + bytes(100), 'HDF5'),
     'noise': (random.Random(0).randbytes(1000), 'begins with'),
     'plain pickle': (pickle.dumps({'a': 1}, 4), 'not of torch.save'),
@@ -178,6 +195,40 @@ def test_hostile_npz(tmp_path):
     refused(tmp_path / 'x.npz', 'dtype object')
     (tmp_path / 'y.npz').write_bytes(archived(**{'x.npy': huge_npy()}))
     refused(tmp_path / 'y.npz', 'declares')
+
+
+def npy(header: str) -> bytes:
+    return b'\x93NUMPY\1\0' + struct.pack('<H', len(header)) + header.encode() + bytes(16)
+
+
+@pytest.mark.parametrize('header', [
+    '[' * 5000, '-' * 9000, '(' * 150 + ')' * 150, "{'descr': [[[]]], 'fortran_order': False, 'shape': (4,)}", '{', '"',
+    *(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}" for shape in (
+        '(-2, -3)', '(True, 4)', '(4.0,)', '4', '(0, 1 << 62)', f'(0, {1 << 62}, 8)', f'(0, {1 << 70})', '(1,) * 9',
+        (1,) * 99)),
+], ids=range(15))  # fmt: skip
+def test_headers_of_npz(tmp_path, header):
+    (tmp_path / 'x.npz').write_bytes(archived(**{'x.npy': npy(header)}))
+    refused(tmp_path / 'x.npz', 'not a numpy array|impossible shape|declares')
+
+
+def test_folders(tmp_path):
+    for name, message in {
+        'empty': 'it holds nothing', 'a.txt': r'it holds a\.txt', 'x.pth': r'give one in it: x\.pth',
+        'model.safetensors': r'give one in it: model\.safetensors', '_CHECKPOINT_METADATA': 'orbax',
+        'data.pkl': 'unpacked', 'saved_model.pb': 'TensorFlow',
+    }.items():  # fmt: skip
+        folder = tmp_path / f'folder of {name}'
+        folder.mkdir()
+        if name != 'empty':
+            (folder / name).write_text('x')
+        refused(folder, f'a folder, not a file.*{message}')
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit')
+def test_torchscript(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), tmp_path / 'x.pt')
+    refused(tmp_path / 'x.pt', r'TorchScript.*torch\.save\(torch\.jit\.load\(')
 
 
 def test_missing_file(tmp_path):

@@ -100,6 +100,37 @@ def test_pretrainedmodels(name):
     assert 'the names of pretrainedmodels' in str(changes)
 
 
+def test_resnext_pytorch():
+    """Names as its modules are called: a Sequential of named blocks for each stage."""
+    members = {
+        'conv1': 'conv_reduce',
+        'bn1': 'bn_reduce',
+        'conv2': 'conv_conv',
+        'bn2': 'bn',
+        'conv3': 'conv_expand',
+        'bn3': 'bn_expand',
+        'downsample.0': 'shortcut.shortcut_conv',
+        'downsample.1': 'shortcut.shortcut_bn',
+    }
+
+    def theirs(key: str) -> str:
+        parts = key.split('.')
+        if parts[0] in ('conv1', 'bn1', 'fc'):
+            return '.'.join([{'conv1': 'conv_1_3x3', 'bn1': 'bn_1', 'fc': 'classifier'}[parts[0]], *parts[1:]])
+        stage, block, *member, leaf = parts
+        stage = stage.replace('layer', 'stage_')
+        return f'{stage}.{stage}_bottleneck_{block}.{members[".".join(member)]}.{leaf}'
+
+    expected = marked(index()['resnext29_8x64d'])
+    given = {f'module.{theirs(key)}': value for key, value in expected.items()}
+    assert 'module.stage_2.stage_2_bottleneck_0.shortcut.shortcut_bn.running_var' in given
+    fitted, _ = adapt(Architecture('resnext29_8x64d', {}), given)
+    assert {key: value.flat[0] for key, value in fitted.items()} == {k: v.flat[0] for k, v in expected.items()}
+    hundred = given | {'module.classifier.weight': np.ones((100, 1024)), 'module.classifier.bias': np.ones(100)}
+    with pytest.raises(flaxzoo.ConversionError, match=r'for 100 classes. Keep its head by num_classes=100'):
+        adapt(Architecture('resnext29_8x64d', {}), hundred)
+
+
 def test_older_names_of_torchvision():
     """torchvision renames these when it loads its own files; the networks are still to come."""
     with torch.device('meta'):

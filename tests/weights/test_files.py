@@ -18,6 +18,7 @@ import torchvision
 
 import flaxzoo
 from flaxzoo.weights.torch_file import DTYPES
+from tests.weights.forge import archive_of, integer, item, refused, tensor
 
 FORMATS = {'zip': True, 'legacy': False}
 # The legacy format has no storages of these types.
@@ -125,10 +126,10 @@ def test_a_prefix_of_some_names_stays(write):
 
 
 def test_python_2(tmp_path):
-    """str of Python 2, an OrderedDict as a list of pairs, and the first _rebuild_tensor."""
+    """str of Python 2, also of bytes, an OrderedDict as a list of pairs, and the first _rebuild_tensor."""
     storage = b'(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04tQ'
     tensor = b'ctorch._utils\n_rebuild_tensor\n(' + storage + b'K\x00K\x02K\x02\x86K\x02K\x01\x86tR'
-    content = b'\x80\x02ccollections\nOrderedDict\n(](](U\x01w' + tensor + b'eetR.'
+    content = b'\x80\x02ccollections\nOrderedDict\n(](](U\x01w' + tensor + b'e](U\x0e_x_extra_stateU\x02\xff\xfeeetR.'
     path = tmp_path / 'old.pth'
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('archive/data.pkl', content)
@@ -137,13 +138,77 @@ def test_python_2(tmp_path):
     np.testing.assert_array_equal(read['w'], [[0, 1], [2, 3]])
 
 
-def test_archive_without_checksums(tmp_path):
+def test_a_stride_that_is_not_used(tmp_path):
+    """Of a dimension of one element, or of a tensor of none."""
+    odd = tensor(shape=b'K\x01K\x04\x86', strides=integer(1 << 70) + b'K\x01\x86')
+    np.testing.assert_array_equal(flaxzoo.read_weights(archive_of(tmp_path / 'x.pth', item(odd)))['x'], [[0, 1, 2, 3]])
+    none = tensor(shape=b'K\x00\x85', strides=integer(1 << 70) + b'\x85')
+    assert flaxzoo.read_weights(archive_of(tmp_path / 'y.pth', item(none)))['x'].shape == (0,)
+
+
+def test_archive_without_checksums(tmp_path, caplog):
     torch.serialization.set_crc32_options(False)
     try:
         torch.save({'x': torch.arange(5.0)}, tmp_path / 'x.pth')
     finally:
         torch.serialization.set_crc32_options(True)
     np.testing.assert_array_equal(flaxzoo.read_weights(tmp_path / 'x.pth')['x'], np.arange(5))
+    assert 'x.pth: the archive has no checksums' in caplog.text
+
+
+def shard(folder, kind='safetensors'):
+    """Two files and their index; what is in them."""
+    parts = {f'model-0000{i}-of-00002.{kind}': {f'{i}.weight': torch.randn(2, i)} for i in (1, 2)}
+    for part, weights in parts.items():
+        safetensors.torch.save_file(weights, folder / part) if kind == 'safetensors' else torch.save(
+            weights, folder / part
+        )
+    weight_map = {name: part for part, weights in parts.items() for name in weights}
+    write_index(folder, weight_map, kind)
+    return parts, weight_map
+
+
+def write_index(folder, weight_map, kind='safetensors'):
+    (folder / f'model.{kind}.index.json').write_text(json.dumps({'metadata': {}, 'weight_map': weight_map}, indent=2))
+
+
+@pytest.mark.parametrize('kind', ['safetensors', 'bin'])
+def test_files_in_several_parts(tmp_path, kind):
+    parts, _ = shard(tmp_path, kind)
+    expected = {name: value for weights in parts.values() for name, value in weights.items()}
+    for path in (tmp_path, tmp_path / f'model.{kind}.index.json'):
+        read = flaxzoo.read_weights(path)
+        assert read.keys() == expected.keys()
+        assert all(same_bits(read[name], value) for name, value in expected.items())
+
+
+def test_parts_that_are_not_what_the_index_says(tmp_path):
+    parts, weight_map = shard(tmp_path)
+    first, second = parts
+    outside = tmp_path.parent / 'x.safetensors'
+    safetensors.torch.save_file({'1.weight': torch.ones(1)}, outside)
+    for bad in (
+        f'../{outside.name}',
+        str(outside),
+        f'a\\..\\..\\{outside.name}',
+        '..',
+        '',
+        3,
+        'model.safetensors.index.json',
+    ):
+        write_index(tmp_path, {**weight_map, '1.weight': bad})
+        refused(tmp_path, 'not a file beside it')
+    for bad in ({**weight_map, 'other': first}, {'1.weight': first, '2.weight': first}):
+        write_index(tmp_path, bad)
+        refused(tmp_path, f"'{first}' does not hold the tensors")
+    for bad in ('{"weight_map": 3}', '{}', '{', '{"weight_map": {"a": ["b"]}}', '{"a":' * 5000):
+        (tmp_path / 'model.safetensors.index.json').write_text(bad)
+        refused(tmp_path, 'not an index')
+    write_index(tmp_path, weight_map)
+    (tmp_path / second).write_bytes((tmp_path / second).read_bytes()[:-1])
+    refused(tmp_path, f'{second}: .*truncated')
+    (tmp_path / second).unlink()
+    refused(tmp_path, f"the part '{second}' is missing")
 
 
 @pytest.mark.parametrize('name', sorted(set(DTYPES) - {'complex128', 'float8_e4m3fnuz', 'float8_e5m2fnuz'}))

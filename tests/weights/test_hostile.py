@@ -1,18 +1,23 @@
 """Pickles that would run something, or exhaust memory: one clear error each, nothing executed, nothing allocated."""
 
+import contextlib
 import os
 import pickle
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import flaxzoo
+from flaxzoo.weights.files import candidates
 from flaxzoo.weights.pickles import Opaque, loads
 from flaxzoo.weights.torch_file import NAMES
-from tests.weights.forge import ELSEWHERE, ONES, STORAGE, archive_of, integer, item, refused, tensor, text
+from tests.weights.forge import ELSEWHERE, ONES, REBUILD, STORAGE, archive_of, integer, item, refused, tensor, text
 
 
 class Runs:
@@ -133,6 +138,11 @@ HOSTILE = {
     'negative offset': (item(tensor(offset=integer(-4))), 'impossible strides'),
     'fractional shape': (item(tensor(shape=b'G' + struct.pack('>d', 4.0) + b'\x85')), 'impossible shape'),
     'true as a shape': (item(tensor(shape=b'\x88\x85')), 'impossible shape'),
+    'impossible sizes of no elements': (
+        item(tensor(shape=b'(K\x00' + integer(1 << 62) + b'K\x08t', strides=b'(K\x01K\x01K\x01t')), 'impossible shape'),
+    'size beyond all': (
+        item(tensor(shape=b'K\x00' + integer(1 << 70) + b'\x86', strides=b'K\x01K\x01\x86')), 'impossible shape'),
+    'stride beyond all': (item(tensor(strides=integer(1 << 70) + b'\x85')), 'needs'),
     'many dimensions': (item(tensor(shape=ONES, strides=ONES)), 'impossible shape'),
     'more strides than sizes': (item(tensor(strides=b'K\x01K\x01\x86')), 'impossible strides'),
     'shape that is no tuple': (item(tensor(shape=b'K\x04')), 'not described'),
@@ -172,6 +182,102 @@ def test_pickle_bomb_of_references(tmp_path):
     for _ in range(60):
         content = [content, content]
     refused(archive_of(tmp_path / 'x.pth', pickle.dumps({'a': content}, 2)), 'no state dict')
+
+
+BIG = 50_000  # each of these pickles would do its square of work, or more, if anything were walked through again
+NUMBERS = b''.join(b'\x8a\x0a' + (i * ((1 << 61) - 1)).to_bytes(10, 'little') + b'N' for i in range(BIG))
+PAIRS = b'](' + b'K\x01K\x02\x86' * BIG + b'e'
+AGAIN = b'h\x01h\x00'
+DOUBLED = b'q\x010h\x00' + b'h\x01h\x01\x86R'
+WIDE = b'}(' + b''.join(text(f'a{i}') + tensor() for i in range(200)) + b'uq\x01'
+CLASS = b'cargparse\nNamespace\nq\x00'
+PROPORTIONAL = {
+    'numbers of one hash': (b'}(' + NUMBERS + b'u', 'no state dict'),
+    'pairs again and again': (
+        PAIRS + b'q\x000ccollections\nOrderedDict\nq\x010](' + (AGAIN + b'\x85R') * BIG + b'e', 'holds a list'),
+    'long arguments again and again': (
+        b'(' + b'N' * BIG + b'tq\x000ctorch\nSize\nq\x010](' + (AGAIN + b'R') * BIG + b'e', 'calls something'),
+    'a long name again and again': (
+        text('a' * BIG) + b'q\x000](' + b'h\x00h\x00\x93' * BIG + b'e', 'no name'),
+    'one state of many objects': (
+        WIDE + b'0' + CLASS + b'0](' + b'h\x00)\x81h\x01b' * BIG + b'e', ''),
+    'objects in objects': (CLASS + b'0' + b'h\x00)\x81' * BIG + b'N' + b'b' * BIG, 'an object of argparse.Namespace'),
+    'one state dict in many lists': (WIDE + b'0](' + b'h\x01\x85' * BIG + b'e', ''),
+    'long keys in dicts': (text('k' * BIG) + b'q\x000' + b'}h\x00' * BIG + b'N' + b's' * BIG, 'no state dict'),
+    'sets': (b'\x8f' * BIG + b'(\x91' + b'\x85' * BIG, 'holds a tuple'),
+}  # fmt: skip
+
+
+def seconds(path, message='') -> float:
+    """CPU time of reading a file, which is refused if there is a message."""
+    start = time.process_time()
+    with pytest.raises(flaxzoo.WeightsError, match=message) if message else contextlib.nullcontext():
+        flaxzoo.read_weights(path)
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize('name', PROPORTIONAL)
+def test_time_is_proportional_to_the_file(tmp_path, name):
+    """Within 20 times that of as many bytes of small numbers; the square would be hundreds of times that."""
+    content, message = PROPORTIONAL[name]
+    harmless = archive_of(tmp_path / 'harmless.pth', b'\x80\x04](' + b'K\x01' * (len(content) // 2) + b'e.')
+    allowed = 20 * seconds(harmless, 'a list') + 0.2
+    assert seconds(archive_of(tmp_path / 'x.pth', b'\x80\x04' + content + b'.'), message) < allowed
+
+
+def test_strings_are_not_doubled(tmp_path):
+    """`device(x, x)` of what it gave, sixty times."""
+    content = b'ctorch\ndevice\nq\x000' + text('cuda') + DOUBLED * 60
+    refused(archive_of(tmp_path / 'x.pth', b'\x80\x04' + content + b'.'), 'torch.device')
+
+
+def module(parameters: bytes, modules: bytes) -> bytes:
+    """The pickle of a module that was saved as a whole."""
+    entries = text('_parameters') + parameters + text('_buffers') + b'}' + text('_modules') + modules
+    return b'cm\nM\n)\x81}(' + entries + b'ub'
+
+
+ONE = b'}' + text('w') + tensor() + b's'
+
+
+def test_a_module_twice_in_the_next(tmp_path):
+    """Forty times, which would make 2^40 names."""
+    content = module(ONE, b'}') + b'r' + struct.pack('<I', 0)
+    for i in range(40):
+        child = b'j' + struct.pack('<I', i)
+        content += (
+            b'0' + module(b'}', b'}(' + text('a') + child + text('b') + child + b'u') + b'r' + struct.pack('<I', i + 1)
+        )
+    read = flaxzoo.read_weights(archive_of(tmp_path / 'x.pth', b'\x80\x02' + content + b'.'))
+    assert list(read) == ['a.' * 40 + 'w']
+
+
+def test_a_deep_module(tmp_path):
+    content = b'N'
+    for _ in range(3000):
+        content = module(ONE, b'}' + text('a') + content + b's')
+    refused(archive_of(tmp_path / 'x.pth', b'\x80\x02' + content + b'.'), '301 characters')
+
+
+FRAGMENTS = [
+    *(bytes([code]) for code in b'()]}.0123abdeloqrstuNQR\x81\x85\x86\x87\x88\x8f\x90\x91\x92\x93\x94'),
+    b'h\x00', b'h\x01', b'q\x00', b'q\x01', b'K\x01', text('weight'), text('state'), text('param_groups'), tensor(),
+    ONE, CLASS, b'ccollections\nOrderedDict\n', b'ctorch\nSize\n', b'ctorch\nfloat32\n', REBUILD, STORAGE % b'K\x04',
+    b'ctorch._tensor\n_rebuild_from_type_v2\n', b'ctorch._utils\n_rebuild_parameter\n', b'c__builtin__\nset\n',
+    b'iargparse\nNamespace\n', module(ONE, b'}'), integer(1 << 70),
+    b'\x8b\x01\0\0\0\x01', b'\x96\x01\0\0\0\0\0\0\0\x01',
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=25))
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_pickles(tmp_path, fragments):
+    """Read, or one WeightsError."""
+    path = archive_of(tmp_path / 'x.pth', b'\x80\x04' + b''.join(fragments) + b'.')
+    with contextlib.suppress(flaxzoo.WeightsError):
+        flaxzoo.read_weights(path)
+    with contextlib.suppress(flaxzoo.WeightsError):
+        assert all(dict(weights) for weights in candidates(path).values())
 
 
 def test_only_functions_of_the_table_are_called():
