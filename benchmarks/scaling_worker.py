@@ -21,6 +21,7 @@ from train.config import default_config
 from train.experiment import augmenter, normaliser
 from train.optim import make_optimizer
 from train.parallel import MeshParallel, make_parallel
+from train.preparation import settled
 from train.state import build_model, initial_variables, make_state
 from train.step import make_train_step
 
@@ -44,7 +45,7 @@ def make_config(model: str, size: int, batch: int, sync_batch_norm: bool = True)
     config.model, config.image_size, config.batch_size = model, size, batch
     config.crop, config.flip = 'pad', True
     config.sync_batch_norm = sync_batch_norm
-    return config
+    return settled(config, channels=3)
 
 
 def training_step(config: ConfigDict, parallel_name: str) -> Callable[[], None]:

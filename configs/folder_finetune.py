@@ -5,7 +5,7 @@
 
 PATH holds a directory a class with JPEG or PNG files, or PATH/train and PATH/val hold them. The BatchNorm statistics,
 the stem and the first stage stay as they are; another network's layers are named by its own parameters:
---config.model=resnext50_32x4d, --config.freeze="('conv1.*',)".
+--config.model=resnext50_32x4d, --config.freeze="('conv1.*',)". Images are resized and normalised as the weights want.
 
 Hardware: one GPU, or minutes an epoch on a CPU for some hundred images. Run time and accuracy were not measured.
 """
@@ -23,8 +23,6 @@ def get_config() -> ConfigDict:
     config.freeze = ('conv1.*', 'bn1.*', 'layer1.*')
     config.freeze_batch_norm = True
     config.num_workers = 2
-    config.image_size, config.eval_resize = 224, 256
-    config.mean, config.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     config.crop, config.crop_scale, config.flip = 'resized', (0.35, 1.0), True
     config.batch_size = 32
     config.epochs = 10

@@ -6,8 +6,8 @@ from flaxzoo.initialisation import init
 from flaxzoo.layers.network import with_policy
 from flaxzoo.memory import keep_memory
 from flaxzoo.ops.plain import plain
+from flaxzoo.preset import transforms
 from flaxzoo.registry import create, list_models
-from flaxzoo.transforms import transforms
 from flaxzoo.weights.convert import ConversionError, from_torch, to_torch
 from flaxzoo.weights.errors import DownloadError, WeightsError
 from flaxzoo.weights.files import read_weights

@@ -23,11 +23,11 @@ LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
 Box = tuple[int, int, int, int]  # left, top, right, bottom, as Pillow's
 
 
-def resize_and_crop(image: np.ndarray, size: int, resize: int) -> np.ndarray:
+def resize_and_crop(image: np.ndarray, size: int, resize: int, interpolation: str = 'bilinear') -> np.ndarray:
     """Resizes the shorter side to `resize` pixels and cuts the centre: (H, W, C) -> (size, size, C), uint8."""
     height, width = image.shape[:2]
     scale = resize / min(height, width)
-    image = _resize(image, round(height * scale), round(width * scale))
+    image = _resize(image, round(height * scale), round(width * scale), interpolation)
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     if top < 0 or left < 0:
         raise ValueError(f'a crop of {size} pixels does not fit an image resized to {resize}')
@@ -71,12 +71,12 @@ def resized_crop(image: Image.Image, mode: str, box: Box, size: int) -> np.ndarr
     return whole(converted(image, mode).resize((size, size), Image.Resampling.BILINEAR, part), mode)
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear with antialiasing (PIL's), (H, W, C) of 1 or 3 channels."""
+def _resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    """PIL's interpolation of that name, with antialiasing; (H, W, C) of 1 or 3 channels."""
     if image.shape[:2] == (height, width):
         return image
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
-    resized = np.asarray(Image.fromarray(squeezed).resize((width, height), Image.Resampling.BILINEAR))
+    resized = np.asarray(Image.fromarray(squeezed).resize((width, height), Image.Resampling[interpolation.upper()]))
     return resized[..., None] if resized.ndim == 2 else resized
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flaxzoo.preset import INTERPOLATIONS
 from flaxzoo.registry import suggest
 from train.errors import UserError
 
@@ -19,6 +20,7 @@ CHOICES = {
     'crop': ('none', 'pad', 'resized'),
     'optimizer': ('sgd', 'adamw'),
     'schedule': ('cosine', 'step', 'constant'),
+    'eval_interpolation': ('', *INTERPOLATIONS),
 }
 
 # Fields that may change when a run is resumed: they say where and how often, not what is computed.
@@ -35,6 +37,10 @@ NEUTRAL = frozenset(
         'compilation_cache',
     )
 )
+
+
+# Fields of the preparation of images; empty ones are filled in before a run starts.
+PREPARATION = ('image_size', 'eval_resize', 'eval_interpolation', 'mean', 'std')
 
 
 class ConfigError(UserError):
@@ -59,10 +65,12 @@ def default_config() -> ConfigDict:
     config.dataset = ''
     config.data_dir = ''  # where TFDS data sets are; '' is ~/tensorflow_datasets
     config.num_workers = 0  # processes that load images; 0 loads in threads of this one
-    config.image_size = 0  # pixels; 0 takes the images as they are
-    config.eval_resize = 0  # shorter side before the centre crop of image_size; 0 is image_size
-    config.mean = (0.5,)  # a channel, of pixels in [0, 1]
-    config.std = (0.25,)
+    # What is left open here (PREPARATION) is as the weights of init_from want it; see preparation.py.
+    config.image_size = 0  # pixels; without such weights 0 takes the images as they are
+    config.eval_resize = 0  # shorter side before the centre crop of image_size; else 0 is image_size
+    config.eval_interpolation = ''  # of that resize: nearest, bilinear, bicubic or lanczos; else '' is bilinear
+    config.mean = ()  # a channel, of pixels in [0, 1]; else () is 0.5
+    config.std = ()  # else () is 0.25
     config.crop = 'none'  # 'pad': a random crop of the zero-padded image; 'resized': Inception's random resized crop
     config.pad = 4  # pixels a side
     config.crop_scale = (0.08, 1.0)  # share of the image's area that a random resized crop covers
@@ -135,7 +143,7 @@ def validate(config: ConfigDict) -> ConfigDict:
                 'numbers, strings, booleans, None and tuples of them. How BatchNorm trains is said by '
                 'config.sync_batch_norm and config.freeze_batch_norm'
             )
-    if config.crop == 'resized' and not config.image_size:
+    if config.crop == 'resized' and not (config.image_size or config.init_from):
         raise ConfigError("config.crop = 'resized' needs config.image_size")
     return config
 
@@ -170,6 +178,7 @@ def _tuples(value: Any) -> Any:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`field: old -> new` for each field that changes what a run computes."""
+    old = to_json(default_config()) | old  # of an older version, which had fewer fields
     fields = sorted((old.keys() | new.keys()) - NEUTRAL)
     return [f'{f}: {old.get(f)!r} -> {new.get(f)!r}' for f in fields if old.get(f) != new.get(f)]
 

@@ -15,6 +15,7 @@ from train.config import ConfigError
 from train.data import Dataset, open_dataset
 from train.optim import make_optimizer, make_schedule
 from train.parallel import MeshParallel, make_parallel
+from train.preparation import settled
 from train.state import TrainState, abstract_variables, build_model, initial_variables, make_state
 
 
@@ -59,6 +60,7 @@ def build(config: ConfigDict) -> Experiment:
     """Opens the data and builds the rest; raises a UserError for what is wrong with any of it."""
     parallel = make_parallel(config.parallel, config.batch_size)
     data = open_dataset(config)
+    config = settled(config, data.held_out[0]['image'].shape[-1])
     shape = image_shape(config, data)
     model = build_model(config, len(data.class_names))
     schedule = make_schedule(config, partial(steps_of, images=len(data.train), batch_size=config.batch_size))

@@ -22,6 +22,7 @@ from train.errors import UserError
 from train.evaluate import Outcome, evaluate
 from train.experiment import Experiment, abstract_state, augmenter, build, normaliser
 from train.prefetch import Prefetcher
+from train.preparation import as_recorded
 from train.records import Progress, Records
 from train.report import write_report
 from train.state import TrainState
@@ -42,9 +43,11 @@ def train(config: ConfigDict, directory: Path) -> dict[str, float]:
       UserError: something is wrong with the config, the data or the directory, or the training diverged; what was
         saved before is untouched.
     """
+    config = as_recorded(config, workdir.record(directory))
     workdir.check(directory, config)
     multihost_utils.sync_global_devices('every process has looked at the directory before one writes to it')
     experiment = build(config)
+    config = experiment.config
     writes = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if writes:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import flaxzoo
 from train.config import ConfigError
+from train.preparation import say_differences
 
 
 @flax.struct.dataclass
@@ -53,9 +54,11 @@ def initial_variables(config: ConfigDict, model: nn.Module, image_shape: tuple[i
         return flaxzoo.init(model, jax.random.key(config.seed), jnp.zeros((1, *image_shape)))
     fields = {'num_classes': model.num_classes, 'in_channels': image_shape[-1], **config.model_fields.to_dict()}
     try:
-        return flaxzoo.load(config.model, weights=config.init_from, rng=config.seed, **fields)[1]
+        loaded, variables = flaxzoo.load(config.model, weights=config.init_from, rng=config.seed, **fields)
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f'config.init_from: {error}') from error
+    say_differences(config, loaded.preset, image_shape[-1])
+    return variables
 
 
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -50,6 +50,11 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
         yield
 
 
+def record(workdir: Path) -> dict[str, Any]:
+    """The config of the run in `workdir` as it was recorded; empty if there is none."""
+    return _read(workdir) if (workdir / 'config.json').exists() else {}
+
+
 def read_config(workdir: Path) -> ConfigDict:
     """The config of the run in `workdir`."""
     if not (workdir / 'config.json').exists():

@@ -6,7 +6,7 @@ there is one warning, and XLA's own operations are what flaxzoo computes with: t
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -139,3 +139,11 @@ def on_mesh_of(x: jax.Array, array: jax.Array) -> jax.Array:
 def varying_axes(x: jax.Array) -> frozenset[str]:
     """The axes of a shard_map over which `x` differs from device to device."""
     return getattr(getattr(jax.typeof(x), 'manual_axis_type', None), 'varying', frozenset())
+
+
+def inner_jaxprs(jaxpr: Any) -> Iterator[Any]:
+    """The programs within a program: the bodies of its jits, loops, branches and checkpoints."""
+    for equation in jaxpr.eqns:
+        for leaf in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, 'eqns')):
+            if hasattr(leaf, 'eqns'):
+                yield getattr(leaf, 'jaxpr', leaf)

@@ -82,7 +82,10 @@ def find(model: str, tag: str = DEFAULT) -> Release:
     if tag == DEFAULT:
         return next(row for row in rows.values() if row.default)
     if tag not in rows:
-        raise WeightsError(f'{model} has no weights {tag!r}{suggest(tag, list(rows))}; it has {", ".join(rows)}')
+        # torchvision's 'ResNet50_Weights.IMAGENET1K_V2', and any case
+        same = [row for row in rows if row.casefold() == tag.rpartition('.')[2].casefold()]
+        near = suggest(same[0] if same else tag, list(rows))
+        raise WeightsError(f'{model} has no weights {tag!r}{near}; it has {", ".join(rows)}')
     return rows[tag]
 
 

@@ -61,7 +61,7 @@ def from_torch(
     for key, (path, leaf) in leaves.items():
         if key not in given:
             continue
-        value = _to_numpy(given[key])
+        value = to_numpy(given[key])
         expected = torch_shape(path, leaf.shape)
         if value.shape != expected:
             problems.append(f'! {key}: shape {value.shape}, expected {expected}')
@@ -108,7 +108,7 @@ def buffer_problems(model: nn.Module, buffers: Mapping[str, Any]) -> list[str]:
     check = getattr(model, 'check_buffer', None)
     if check is None:
         return []
-    words = {key: check(key, _to_numpy(value)) for key, value in buffers.items() if not key.endswith(COUNTER)}
+    words = {key: check(key, to_numpy(value)) for key, value in buffers.items() if not key.endswith(COUNTER)}
     return [f'! {key}: {text}' for key, text in words.items() if text]
 
 
@@ -155,7 +155,7 @@ def _transpose(path: tuple[str, ...], value: np.ndarray, to_torch: bool) -> np.n
     return value.transpose(axes if to_torch else np.argsort(axes))
 
 
-def _to_numpy(value: Any) -> np.ndarray:
+def to_numpy(value: Any) -> np.ndarray:
     """A numpy array from a torch tensor or an array; half precision widened to float32, without importing torch."""
     if hasattr(value, 'detach'):
         value = value.detach().cpu()

@@ -1,4 +1,4 @@
-"""Fetching weights: a cache, resumed and verified downloads, a mirror, offline mode.
+"""Fetching weights: a cache, resumed and verified downloads, hub repositories, a mirror, offline mode.
 
 Environment:
   FLAXZOO_CACHE: where files are kept; else $XDG_CACHE_HOME/flaxzoo, else ~/.cache/flaxzoo. A file of
@@ -9,54 +9,99 @@ Environment:
 """
 
 import contextlib
-import hashlib
-import logging
-import os
+import json
 import re
-import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urljoin, urlsplit
 
-from flaxzoo.weights.errors import DownloadError
+from flaxzoo.weights.cache import Copy, fetch_file, is_offline
+from flaxzoo.weights.errors import BY_HAND, DownloadError, NotFoundError
 
-logger = logging.getLogger('flaxzoo')
+HUB = 'hf-hub:'
+BRANCH = 'main'  # where no revision is named
+INDEX = '.index.json'  # ends the name of a file that says which tensor is in which of several files
+# Where a repository may have its weights, in the order in which they are tried.
+FILES = ('model.safetensors', f'model.safetensors{INDEX}', 'pytorch_model.bin')
 
 
-def fetch(url: str, sha256: str = '', *, offline: bool | None = None) -> Path:
-    """The local file of a URL, downloaded if it is not in a cache.
+def fetch(url: str, sha256: str = '', *, offline: bool | None = None, refresh: bool = False) -> Copy:
+    """The local copy of weights, downloaded if it is not in a cache.
 
     Safe with several processes at once: one downloads, the others wait. An interrupted download of a file whose hash
-    is known is resumed by the next call.
+    is known is resumed by the next call. Of a file without a known hash the server is asked at every call whether it
+    has a newer one; without an answer the copy in the cache is taken and that is logged.
 
     Args:
-      url: 'https://...', 'http://...' or 'hf-hub:OWNER/NAME[@REVISION]', the model.safetensors of that repository.
-      sha256: the digest, or its first digits, that the file must have. Without it the length that the server states is
-        verified, and the digest if the server states one (huggingface.co does).
+      url: 'https://...', 'http://...' or 'hf-hub:OWNER/NAME[@REVISION][/FILE]'. Without FILE the first that the
+        repository has of model.safetensors, model.safetensors.index.json, pytorch_model.bin. With an index, the files
+        that it names are fetched too and lie beside it.
+      sha256: the digest, or its first digits, that the file must have. Without it the length and the digest that the
+        server states are verified (huggingface.co states one), and that the file begins as weights do.
       offline: never use the network; None follows FLAXZOO_OFFLINE.
+      refresh: download the file even if it is in the cache.
 
     Raises:
       DownloadError: the file is not in a cache and could not be downloaded, or is not what it should be.
     """
-    from flaxzoo.weights.download import download
+    repository = Repository.parse(url) if url.startswith(HUB) else None
+    if not repository or repository.file:
+        return _with_shards(resolve(url), sha256, offline, refresh)
+    try:
+        return _first_of(repository, sha256, offline, refresh)
+    except NotFoundError:
+        raise
+    except DownloadError:
+        # The server is away. What it has not is not in the cache, but what was taken in its place may be.
+        for file in FILES[1:] if not refresh else ():
+            with contextlib.suppress(DownloadError):
+                return _with_shards(repository.url(file), sha256, True, False)
+        raise
 
-    url = resolve(url)
-    path = cache_path(url)
-    if path.exists():
-        return path
-    found = _in_torch_cache(url, sha256)
-    if found:
-        return found
-    offline = os.environ.get('FLAXZOO_OFFLINE', '') not in ('', '0') if offline is None else offline
-    if offline:
-        raise DownloadError(f'offline, and {url} is not in the cache; put the file at {path}')
-    mirror = os.environ.get('FLAXZOO_WEIGHTS_MIRROR')
-    source = f'{mirror.rstrip("/")}/{quote(path.relative_to(cache_dir()).as_posix())}' if mirror else url
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_name(f'{path.name}.lock')):
-        if not path.exists():  # another process may have been faster
-            download(source, path, sha256)
-    return path
+
+def _first_of(repository: 'Repository', sha256: str, offline: bool | None, refresh: bool) -> Copy:
+    """The first of FILES that the repository has."""
+    refused = []
+    for file in FILES:
+        try:
+            return _with_shards(repository.url(file), sha256, offline, refresh)
+        except NotFoundError as error:
+            refused.append(error)
+    if is_offline(offline):
+        raise refused[0]
+    raise NotFoundError(
+        f'{repository} has none of {", ".join(FILES)}; name the file with its weights: {repository}/FILE'
+    )
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository on huggingface.co: 'hf-hub:OWNER/NAME[@REVISION][/FILE]'."""
+
+    owner: str
+    name: str
+    revision: str
+    file: str
+
+    @classmethod
+    def parse(cls, text: str) -> 'Repository':
+        """The repository that `text` names; raises DownloadError for another form."""
+        match = re.fullmatch(rf'{HUB}(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w.-]*))?((?:/\w[\w.-]*)*)', text)
+        if not match:
+            raise DownloadError(f'{text!r} is not of the form {HUB}OWNER/NAME, with @REVISION and /FILE if need be')
+        owner, name, revision, file = match.groups()
+        return cls(owner, name, revision or BRANCH, file.removeprefix('/'))
+
+    def __str__(self) -> str:
+        return f'{HUB}{self.owner}/{self.name}' + (f'@{self.revision}' if self.revision != BRANCH else '')
+
+    def url(self, file: str) -> str:
+        """The URL of a file in the repository."""
+        return f'https://huggingface.co/{self.owner}/{self.name}/resolve/{self.revision}/{file}'
+
+    def sibling(self, file: str) -> str:
+        """Another file of the repository, as 'hf-hub:...'."""
+        return f'{self}/{file}'
 
 
 def resolve(url: str) -> str:
@@ -65,84 +110,38 @@ def resolve(url: str) -> str:
     Raises:
       DownloadError: it is not a URL that can be fetched.
     """
-    if url.startswith('hf-hub:'):
-        match = re.fullmatch(r'hf-hub:(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w.-]*))?(?:/(\w[\w.-]*))?', url)
-        if not match:
-            raise DownloadError(f'{url!r} is not of the form hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION')
-        owner, name, revision, file = match.groups()
-        repository = f'https://huggingface.co/{owner}/{name}'
-        return f'{repository}/resolve/{revision or "main"}/{file or "model.safetensors"}'
+    if url.startswith(HUB):
+        repository = Repository.parse(url)
+        return repository.url(repository.file or FILES[0])
     parts = urlsplit(url)
     if parts.scheme not in ('http', 'https') or not parts.hostname or not parts.path.strip('/'):
         raise DownloadError(f'{url!r} is not the http(s) URL of a file')
+    if '@' in parts.netloc:
+        raise DownloadError(f'the URL of {parts.hostname} has a user in it, which is not supported; {BY_HAND}')
     return url
 
 
-def cache_dir() -> Path:
-    """Where downloaded files are kept."""
-    if os.environ.get('FLAXZOO_CACHE'):
-        return Path(os.environ['FLAXZOO_CACHE']).expanduser()
-    return _xdg_cache() / 'flaxzoo'
+def _with_shards(url: str, sha256: str, offline: bool | None, refresh: bool) -> Copy:
+    """The copy of a file and, if it is an index, of the files that it names."""
+    copy = fetch_file(url, sha256, offline=offline, refresh=refresh)
+    if not urlsplit(url).path.endswith(INDEX):
+        return copy
+    if copy.stamp.revision and copy.stamp.revision not in url:
+        # All files of one commit, whatever is pushed meanwhile.
+        at_commit = re.sub(r'/resolve/[^/]+/', f'/resolve/{copy.stamp.revision}/', url)
+        return _with_shards(at_commit, sha256, offline, refresh)
+    for shard in _shards(copy.path):
+        fetch_file(urljoin(url, shard), offline=offline, refresh=refresh)
+    return copy
 
 
-def cache_path(url: str) -> Path:
-    """Where the file of a URL is kept: HOST/PATH, with a digest of the query if there is one."""
-    parts = urlsplit(url)
-    steps = [step for step in unquote(parts.path).split('/') if step]
-    if any(step in ('.', '..') or '\\' in step or '\0' in step for step in steps):
-        raise DownloadError(f'{url!r} has a path that cannot be cached')
-    if parts.query:
-        steps[-1] = f'{hashlib.sha256(parts.query.encode()).hexdigest()[:12]}-{steps[-1]}'
-    return cache_dir().joinpath(parts.netloc.rpartition('@')[2].replace(':', '_'), *steps)
-
-
-def has_digest(path: Path, sha256: str) -> bool:
-    """Whether the file's SHA-256 begins with these hexadecimal digits."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest().startswith(sha256.lower())
-
-
-def _in_torch_cache(url: str, sha256: str) -> Path | None:
-    home = os.environ.get('TORCH_HOME')
-    path = (Path(home).expanduser() if home else _xdg_cache() / 'torch') / 'hub/checkpoints' / cache_path(url).name
-    if not sha256 or not path.is_file():
-        return None
-    if not has_digest(path, sha256):
-        logger.warning('%s is not used: its SHA-256 does not begin with %s', path, sha256)
-        return None
-    return path
-
-
-def _xdg_cache() -> Path:
-    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
-
-
-@contextlib.contextmanager
-def _locked(path: Path, poll: float = 0.2) -> Iterator[None]:
-    """Holds a lock between processes; the system releases it if this one is killed."""
-    with path.open('a') as file:
-        waited = False
-        while not _try_lock(file.fileno()):
-            if not waited:
-                logger.info('another process is downloading %s: waiting', path.stem)
-                waited = True
-            time.sleep(poll)
-        yield
-
-
-def _try_lock(descriptor: int) -> bool:
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index names; they lie in its folder."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        names = sorted(set(json.loads(index.read_bytes())['weight_map'].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DownloadError(f'{index} is not the index of a sharded file: it has no "weight_map"') from error
+    wrong = next((name for name in names if not isinstance(name, str) or not re.fullmatch(r'\w[\w.-]*', name)), None)
+    if wrong is not None:
+        raise DownloadError(f'{index} names {wrong!r}, which is not the name of a file beside it')
+    return names

@@ -1,5 +1,7 @@
 """`load`: a network with released or own weights, in one line and without torch."""
 
+import dataclasses
+import inspect
 import logging
 import os
 from collections.abc import Mapping
@@ -10,16 +12,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from flaxzoo.registry import MODELS, lookup
+from flaxzoo.preset import preset_of
+from flaxzoo.registry import MODELS, lookup, suggest
 from flaxzoo.weights import catalog
 from flaxzoo.weights.adapt import Architecture, Changes, adapt, initialise
+from flaxzoo.weights.cache import Copy
+from flaxzoo.weights.choose import choose, classes_of
 from flaxzoo.weights.convert import ConversionError, from_torch
-from flaxzoo.weights.files import read_weights
-from flaxzoo.weights.hub import fetch
+from flaxzoo.weights.errors import WeightsError
+from flaxzoo.weights.files import candidates, read_weights
+from flaxzoo.weights.own import own_network, stated_fields
+from flaxzoo.weights.source import Source, is_default, is_file_name, parse, split
 
 logger = logging.getLogger('flaxzoo')
 
-SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors', '.npz')
+Weights = str | os.PathLike | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,109 +34,165 @@ class LoadReport:
     """Where weights came from and what was changed to make them fit; `str()` has a line for each change.
 
     Attributes:
-      path: the local file.
+      path: the local file; None for a dict.
       release: the row of the catalogue, or None for other files.
       changes: the tensors that are new, adapted, dropped or renamed.
+      key: of the state dict in the file, if it holds several.
+      sha256: of the file, if it was downloaded.
+      revision: the commit of the hub repository that the file is of, if the server stated one.
     """
 
-    path: Path
+    path: Path | None
     release: catalog.Release | None
     changes: Changes
+    key: str = ''
+    sha256: str = ''
+    revision: str = ''
 
     def __str__(self) -> str:
-        return f'{self.path}\n{self.changes}'
+        return f'{self.path or "a dict"}\n{self.changes}'
 
 
 def load(
-    name: str,
-    weights: str | os.PathLike = catalog.DEFAULT,
+    name: str | os.PathLike,
+    weights: Weights = catalog.DEFAULT,
     *,
+    key: str | None = None,
     num_classes: int | None = None,
     in_channels: int = 3,
     rng: jax.Array | int = 0,
     offline: bool | None = None,
+    refresh: bool = False,
     **fields: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A network and its variables from released weights or a file. What is changed to make them fit is logged.
 
     Args:
-      name: one of `flaxzoo.list_models()`.
+      name: one of `flaxzoo.list_models()`; or a file alone, of `flaxzoo.save(path, variables, model=model)`, which says
+        itself what network it is of.
       weights: a tag of the catalogue ('IMAGENET1K_V2'; 'DEFAULT' is the source's best), the path of a file that
-        `read_weights` reads, its URL, or 'hf-hub:OWNER/NAME[@REVISION]'.
-      num_classes: the default is the release's. If the file has another number, the head is initialised anew.
+        `read_weights` reads, its URL, 'hf-hub:OWNER/NAME[@REVISION][/FILE]', or {torch name: array}. A file in the
+        current directory needs a suffix ('x.pth') or './' before its name.
+      key: which state dict of a file that holds several ('model', 'ema.state_dict'); the default is the one that fits.
+      num_classes: the default is the release's or the file's. With another number, the head is initialised anew.
       in_channels: channels of the images. If the file's first convolution takes three, it is summed over them (for 1)
         or they are repeated and scaled by 3 / in_channels, as timm does.
       rng: key or seed for what is initialised anew.
       offline: use cached files only; None follows the environment variable FLAXZOO_OFFLINE.
+      refresh: download the file even if it is in the cache.
       **fields: other fields of the network. Tensors of a part that they switch off (`aux_logits=False`) are dropped.
 
     Returns:
-      (model, variables): `model.apply(variables, x)` gives logits for `x` prepared by `flaxzoo.transforms`.
+      (model, variables): `model.apply(variables, x)` gives logits for `x` prepared by `flaxzoo.transforms(model)`.
 
     Raises:
       ValueError: no network has this name.
+      TypeError: the network has no such field.
       WeightsError, DownloadError: there are no such weights, or they cannot be fetched or read.
       ConversionError: they do not fit; the message says whose they are.
       FileNotFoundError: there is no such file.
     """
     model, variables, _ = load_with_report(
-        name, weights, num_classes=num_classes, in_channels=in_channels, rng=rng, offline=offline, **fields
+        name,
+        weights,
+        key=key,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        rng=rng,
+        offline=offline,
+        refresh=refresh,
+        **fields,
     )
     return model, variables
 
 
 def load_with_report(
-    name: str,
-    weights: str | os.PathLike = catalog.DEFAULT,
+    name: str | os.PathLike,
+    weights: Weights = catalog.DEFAULT,
     *,
+    key: str | None = None,
     num_classes: int | None = None,
     in_channels: int = 3,
     rng: jax.Array | int = 0,
     offline: bool | None = None,
+    refresh: bool = False,
     **fields: Any,
 ) -> tuple[nn.Module, dict[str, Any], LoadReport]:
     """`load`, with a report of what was new, adapted or dropped as the third result."""
-    if name not in MODELS and catalog.tags(name):
-        raise ValueError(f'{name} has released weights, but the network is not in flaxzoo yet; see list_models()')
-    lookup(name)
-    if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
-        raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
-    path, release = locate(name, weights, offline)
-    classes = num_classes if num_classes is not None or release is None else release.classes or None
-    architecture = Architecture(name, fields if classes is None else {**fields, 'num_classes': classes}, in_channels)
-    model = architecture.build()
+    name, weights = split(name, weights)
+    stated: Mapping[str, Any] = {}
+    if is_file_name(name) and is_default(weights):
+        weights = os.path.expanduser(os.fspath(name))
+        name, stated = own_network(weights)
+    _check_arguments(name, in_channels, fields)
+    fields = {**stated, **fields}
+    source = parse(name, weights)
+    copy = source.fetch(offline, refresh)
+    found = _shapes(source, copy)
+    architecture = Architecture(name, fields, in_channels)
+    key = choose(found, architecture, key)
+    classes = _classes(source, copy, architecture, found[key]) if num_classes is None else num_classes
+    if classes is not None:
+        architecture = Architecture(name, {**fields, 'num_classes': classes}, in_channels)
     try:
         fitted, changes = adapt(
             architecture,
-            read_weights(path),
+            read_weights(copy.path, key) if source.content is None else source.content,
             replace_head=num_classes is not None,
-            label_offset=release.label_offset if release else 0,
+            label_offset=source.release.label_offset if source.release else 0,
         )
     except ConversionError as error:
-        raise ConversionError(f'{path}: {error}') from None
+        raise ConversionError(f'{copy.path or source.place}: {error}') from None
     if changes.new:
-        key = jax.random.key(rng) if isinstance(rng, int) else rng
-        fitted |= initialise(architecture, changes.new, key)
-    report = LoadReport(path, release, changes)
+        rng = jax.random.key(rng) if isinstance(rng, int) else rng
+        fitted |= initialise(architecture, changes.new, rng)
+    model = architecture.build().clone(preset=preset_of(source, copy.path, offline, refresh))
+    report = LoadReport(copy.path, source.release, changes, key, copy.stamp.sha256, copy.stamp.revision)
     _log(name, report)
     return model, from_torch(model, fitted, input_shape=architecture.image()), report
 
 
-def locate(name: str, weights: str | os.PathLike, offline: bool | None) -> tuple[Path, catalog.Release | None]:
-    """The local file that `weights` means for network `name`, fetched if need be, and its row of the catalogue."""
-    if isinstance(weights, str):
-        if weights.startswith('hf-hub:') or '://' in weights:
-            release = next((row for row in catalog.releases() if row.url == weights and row.model == name), None)
-            return fetch(weights, release.sha256 if release else '', offline=offline), release
-        if not weights.endswith(SUFFIXES) and os.sep not in weights and not Path(weights).is_file():
-            release = catalog.find(name, weights)
-            return fetch(release.url, release.sha256, offline=offline), release
-    elif not isinstance(weights, os.PathLike):
-        raise TypeError(f'weights must be a tag, a path or a URL, got {type(weights).__name__}')
-    path = Path(weights)
-    if not path.exists():
-        raise FileNotFoundError(f'there is no file {path}')
-    return path, None
+def _check_arguments(name: Any, in_channels: Any, fields: Mapping[str, Any]) -> None:
+    """Raises for a name without a network and for arguments of other libraries or misspelt ones."""
+    if isinstance(name, str) and name not in MODELS and catalog.tags(name):
+        raise ValueError(f'{name} has released weights, but the network is not in flaxzoo yet; see list_models()')
+    known = {field.name for field in dataclasses.fields(lookup(name).func)}
+    if 'pretrained' in fields and 'pretrained' not in known:
+        raise TypeError(
+            f'load has no argument pretrained: flaxzoo.load({name!r}) loads the released weights; '
+            f'for random values: model = flaxzoo.create({name!r}); flaxzoo.init(model, key)'
+        )
+    for field in fields:
+        near = suggest(field, list(inspect.signature(load).parameters)[1:-1]) if field not in known else ''
+        if near:
+            raise TypeError(f'load has no argument {field!r}{near}')
+    if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
+        raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
+
+
+def _shapes(source: Source, copy: Copy) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+    """{key: {name: shape}} of the state dicts that were given."""
+    if source.content is not None:
+        return {'': {key: value.shape for key, value in source.content.items()}}
+    try:
+        return {key: weights.shapes for key, weights in candidates(copy.path).items()}
+    except WeightsError as error:
+        if source.kind == 'file':
+            raise
+        again = f'it is the copy of {source.place} in the cache, which refresh=True fetches anew'
+        raise WeightsError(f'{error} ({again})') from error
+
+
+def _classes(
+    source: Source, copy: Copy, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]
+) -> int | None:
+    """The number of classes that the release, the file's metadata or its heads have; None is the network's own."""
+    if source.release:
+        return source.release.classes or None
+    if 'num_classes' in architecture.fields:
+        return architecture.fields['num_classes']
+    stated = stated_fields(copy.path).get('num_classes') if copy.path else None
+    return stated if isinstance(stated, int) else classes_of(shapes, architecture)
 
 
 def _log(name: str, report: LoadReport) -> None:

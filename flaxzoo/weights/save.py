@@ -129,7 +129,7 @@ def _check(path: str | os.PathLike, model: nn.Module, weights: Mapping[str, np.n
 
 
 def _origin(model: nn.Module) -> dict[str, str]:
-    """Name and fields by which `flaxzoo.create` builds the model; empty if no name does."""
+    """Name and fields by which `flaxzoo.create` builds the model, and its images' preparation; empty without a name."""
     name = getattr(model, 'variant', '')
     if not name:
         return {}
@@ -138,7 +138,10 @@ def _origin(model: nn.Module) -> dict[str, str]:
     fields = {key: getattr(model, key) for key in own if getattr(model, key) != getattr(standard, key)}
     fields['num_classes'] = model.num_classes
     try:
-        return {'flaxzoo.model': name, 'flaxzoo.fields': json.dumps(fields, sort_keys=True)}
+        origin = {'flaxzoo.model': name, 'flaxzoo.fields': json.dumps(fields, sort_keys=True)}
+        if model.preset:
+            origin['flaxzoo.preset'] = json.dumps(dataclasses.asdict(model.preset), sort_keys=True)
+        return origin
     except TypeError:
         logger.warning('the file will not say what network it is of: its fields %s are no JSON', ', '.join(fields))
         return {}

@@ -11,7 +11,7 @@ import pytest
 from flax.core import freeze
 
 import flaxzoo
-from flaxzoo.layers import BatchNorm, Conv2d, ConvNormAct
+from flaxzoo.layers import BatchNorm, Conv2d, ConvNormAct, Norm
 from tests.models.test_folding import draw, norms
 
 SHAPE = (2, 7, 9, 4)
@@ -214,19 +214,20 @@ def test_a_subclass_is_folded_if_it_inherits_the_call_or_says_so(kind):
         assert_same(net, variables, folded, x)
 
 
-@pytest.mark.parametrize('norm', [{}, {'frozen': True}])
+@pytest.mark.parametrize('frozen', [False, True])
 @pytest.mark.parametrize('remat', [False, True])
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('classes', [0, 5])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_options_crossed(norm, remat, channels, classes, dtype):
+def test_options_crossed(frozen, remat, channels, classes, dtype):
     model = flaxzoo.create(
         'resnext29_32x4d',
         layers=(1, 1),
         groups=4,
         num_classes=classes,
         remat=remat,
-        norm_layer=partial(BatchNorm, eps=1e-2, **norm),
+        freeze_batch_norm=frozen,
+        norm_layer=Norm(eps=1e-2),
     )
     image = (2, 16, 16, channels)
     variables = draw(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(image)))

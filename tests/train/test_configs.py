@@ -19,7 +19,7 @@ def test_config_builds_its_state(path: Path):
     overrides = [('dataset', 'folder:photographs')] if path.stem == 'folder_finetune' else []
     config = load_config(str(path), overrides)
     model = build_model(config, 10)
-    channels = len(config.mean)
+    channels = len(config.mean) or 3
     size = config.image_size or model.image_size
     state = abstract_state(config, model, (size, size, channels))
     assert jax.tree.leaves(state.params)

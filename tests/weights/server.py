@@ -13,6 +13,8 @@ class Server(ThreadingHTTPServer):
       cut: closes a connection after so many bytes of a body; one value a connection, then no more.
       status: answers so instead; one value a request, then no more.
       ranges: whether a Range header is obeyed.
+      partial: sends this many bytes with status 206 to requests that ask for all, and states the whole length.
+      conditions: whether If-None-Match is obeyed: 304 to what has the ETag of `headers`.
       pause: seconds to wait after each `block` bytes.
       headers: more headers of every answer.
       redirects: {path: (other path, headers)}.
@@ -27,6 +29,8 @@ class Server(ThreadingHTTPServer):
         self.cut: list[int] = []
         self.status: list[int] = []
         self.ranges = True
+        self.partial = 0
+        self.conditions = True
         self.pause = 0.0
         self.block = 1 << 16
         self.headers: dict[str, str] = {}
@@ -68,6 +72,12 @@ class Handler(BaseHTTPRequestHandler):
         if start and start >= len(content):
             return self.answer(416, b'', {'Content-Range': f'bytes */{len(content)}'})
         headers = {'Content-Type': 'application/octet-stream', **self.server.headers}
+        if self.server.conditions and self.headers.get('If-None-Match') == headers.get('ETag', ''):
+            return self.answer(304, b'', headers)
+        if self.server.partial and not wanted:
+            end = self.server.partial
+            headers = {'Content-Range': f'bytes 0-{end - 1}/{len(content)}', **headers}
+            return self.answer(206, content[:end], headers)
         if start:
             headers['Content-Range'] = f'bytes {start}-{len(content) - 1}/{len(content)}'
         return self.answer(206 if start else 200, content[start:], headers)

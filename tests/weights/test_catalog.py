@@ -109,5 +109,8 @@ def test_class_names():
 def test_unknown_names():
     with pytest.raises(flaxzoo.WeightsError, match=r'IMAGENET1K_V3.*did you mean IMAGENET1K_V'):
         catalog.find('resnet50', 'IMAGENET1K_V3')
+    for tag in ('imagenet1k_v2', 'ResNet50_Weights.IMAGENET1K_V2'):
+        with pytest.raises(flaxzoo.WeightsError, match='did you mean IMAGENET1K_V2'):
+            catalog.find('resnet50', tag)
     with pytest.raises(flaxzoo.WeightsError, match=r"no weights for 'resnet5'.*did you mean"):
         catalog.find('resnet5')

@@ -153,11 +153,13 @@ def test_only_what_is_new_is_initialised():
 
 def test_a_file_of_another_number_of_classes(tmp_path, path):
     torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), tmp_path / 'ten.pth')
-    with pytest.raises(flaxzoo.ConversionError, match=r'for 10 classes\. Keep its head by num_classes=10'):
-        flaxzoo.load('resnet18', tmp_path / 'ten.pth')
-    model, _, report = flaxzoo.load_with_report('resnet18', tmp_path / 'ten.pth', num_classes=10)
-    assert model.num_classes == 10
-    assert not report.changes.new
+    for fields in ({}, {'num_classes': 10}):
+        model, _, report = flaxzoo.load_with_report('resnet18', tmp_path / 'ten.pth', **fields)
+        assert model == flaxzoo.create('resnet18', num_classes=10)
+        assert not report.changes.new
+    model, _, report = flaxzoo.load_with_report('resnet18', tmp_path / 'ten.pth', num_classes=0)
+    assert model.num_classes == 0
+    assert set(report.changes.dropped) == {'fc.weight', 'fc.bias'}
 
 
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
@@ -275,10 +277,10 @@ def test_prefixes(network, tmp_path):
     weights = network.state_dict()
     torch.save({f'module.{key}': value for key, value in weights.items()}, tmp_path / 'parallel.pth')
     flaxzoo.load('resnet18', tmp_path / 'parallel.pth')
-    torch.save({f'backbone.{key}': value for key, value in weights.items()}, tmp_path / 'inner.pth')
+    torch.save({f'trunk.{key}': value for key, value in weights.items()}, tmp_path / 'inner.pth')
     model, variables, report = flaxzoo.load_with_report('resnet18', tmp_path / 'inner.pth')
     same_logits(network, model, variables, images())
-    assert "the file has names under 'backbone.'" in str(report)
+    assert "the file has names under 'trunk.'" in str(report)
 
 
 def test_bad_files_and_names(tmp_path, path):

@@ -98,7 +98,8 @@ def train_view(config: ConfigDict) -> PlacedView:
 def eval_transform(config: ConfigDict) -> Transform:
     """Image -> the centre of the resized image, or the image as it is if image_size is 0."""
     size = config.image_size
-    return functools.partial(_centre_crop, size=size, resize=config.eval_resize or size)
+    how = config.eval_interpolation or 'bilinear'
+    return functools.partial(_centre_crop, size=size, resize=config.eval_resize or size, interpolation=how)
 
 
 @functools.lru_cache(maxsize=4)
@@ -119,8 +120,8 @@ def _transformed(image: Image.Image, mode: str, place: int, transform: Transform
     return transform(whole(image, mode))
 
 
-def _centre_crop(image: np.ndarray, size: int, resize: int) -> np.ndarray:
-    return resize_and_crop(image, size, resize) if size else image
+def _centre_crop(image: np.ndarray, size: int, resize: int, interpolation: str) -> np.ndarray:
+    return resize_and_crop(image, size, resize, interpolation) if size else image
 
 
 def _stack(examples: list[tuple[np.ndarray, int]]) -> Batch:

@@ -4,16 +4,24 @@ Equal to torchvision's `weights.transforms()` on 8-bit RGB images, antialiased r
 """
 
 import json
+import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
 from flaxzoo.weights import catalog
 from flaxzoo.weights.errors import WeightsError
-from flaxzoo.weights.hub import fetch
+from flaxzoo.weights.hub import Repository, fetch
+from flaxzoo.weights.own import stated_preset
+from flaxzoo.weights.source import Source, parse, split
+
+logger = logging.getLogger('flaxzoo')
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos')
 
@@ -68,41 +76,86 @@ class Preset:
         return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
 
 
-def transforms(name: str, weights: str = catalog.DEFAULT, *, offline: bool | None = None) -> Preset:
+def transforms(
+    network: nn.Module | str, weights: str = catalog.DEFAULT, *, offline: bool | None = None, refresh: bool = False
+) -> Preset:
     """The preparation of images for released weights; with it, `flaxzoo.load` gives the logits that were released.
 
     Networks that torchvision builds with `transform_input` (googlenet, inception_v3) get it from this normalisation.
 
     Args:
-      name: the network, as in `flaxzoo.load`, or network and tag as one: 'resnet50.IMAGENET1K_V2'.
-      weights: a tag of the catalogue or 'hf-hub:OWNER/NAME[@REVISION]', whose config.json is fetched.
+      network: what `flaxzoo.load` returned; or a name as in `flaxzoo.load`, or name and tag as one:
+        'resnet50.IMAGENET1K_V2'.
+      weights: for a name, a tag of the catalogue; 'hf-hub:OWNER/NAME[@REVISION]', whose config.json is fetched; or a
+        file of `flaxzoo.save(path, variables, model=...)`.
       offline: use cached files only; None follows FLAXZOO_OFFLINE.
+      refresh: fetch config.json even if it is in the cache.
 
     Raises:
-      WeightsError: the weights are not in the catalogue, or their config.json describes another preparation.
+      WeightsError: the weights are not in the catalogue, or their config.json describes another preparation; or nothing
+        is known of how images were prepared for the weights of the network.
     """
-    if weights == catalog.DEFAULT and '.' in name:
-        name, _, weights = name.partition('.')
-    release = next((row for row in catalog.releases() if row.model == name and row.url == weights), None)
-    if weights.startswith('hf-hub:') and release is None:
-        return _preset_of_hub(weights, offline)
-    release = release or catalog.find(name, weights)
+    if isinstance(network, nn.Module):
+        if network.preset is None:
+            raise WeightsError(
+                f'nothing is known of how images are prepared for this {type(network).__name__}: it was not loaded '
+                'from a release. Name one: flaxzoo.transforms(name, tag), or write flaxzoo.preset.Preset(...)'
+            )
+        return network.preset
+    source = parse(*split(network, weights))
+    if source.kind == 'hub':
+        return _of_hub(source.place, offline, refresh)
+    preset = preset_of(source, source.fetch().path if source.kind == 'file' else None)
+    if preset:
+        return preset
+    raise WeightsError(f'nothing is known of how images are prepared for {source.place}; name a release by its tag')
+
+
+def preset_of(
+    source: Source, path: Path | None = None, offline: bool | None = None, refresh: bool = False
+) -> Preset | None:
+    """The preparation that belongs to weights, whose file is at `path`; None for those of which none is known."""
+    if source.release:
+        return _of_release(source.release)
+    stated = stated_preset(path) if path else {}
+    if stated:
+        return _of_file(path, stated)
+    if source.kind != 'hub':
+        return None
+    try:
+        return _of_hub(source.place, offline, refresh)
+    except WeightsError as error:
+        logger.info('it is not known how images are prepared: %s', error)
+        return None
+
+
+def _of_release(release: catalog.Release) -> Preset:
     return Preset(release.resize, release.crop, release.interpolation, *release.normalisation)
 
 
-def _preset_of_hub(weights: str, offline: bool | None) -> Preset:
+def _of_file(path: Path, stated: Mapping[str, Any]) -> Preset:
+    """The preset in the metadata of a file of `flaxzoo.save(path, variables, model=model)`."""
+    try:
+        return Preset(**stated)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f'{path}: its metadata does not describe how images are prepared: {error}') from error
+
+
+def _of_hub(place: str, offline: bool | None, refresh: bool) -> Preset:
     """The preset in timm's config.json."""
-    path = fetch(f'{weights}/config.json', offline=offline)
+    path = fetch(Repository.parse(place).sibling('config.json'), offline=offline, refresh=refresh).path
     try:
         config = json.loads(path.read_bytes())
         config = config.get('pretrained_cfg', config)
         size = config['input_size'][-1]
         if config.get('crop_mode', 'center') != 'center':
-            raise WeightsError(f'{weights}: the crop mode {config["crop_mode"]!r} is not supported')
+            raise WeightsError(f'{place}: the crop mode {config["crop_mode"]!r} is not supported')
         mean, std = (tuple(map(float, config[key])) for key in ('mean', 'std'))
         return Preset(math.floor(size / config['crop_pct']), size, config['interpolation'], mean, std)
-    except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise WeightsError(f'{weights}: its config.json does not describe how images are prepared') from error
+    except WeightsError:
+        raise
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        raise WeightsError(f'{place}: its config.json does not describe how images are prepared') from error
 
 
 def _rgb(image: Any) -> Any:
