@@ -21,10 +21,10 @@ from train.state import make_state
 from train.step import make_train_step
 
 OPTIONS = ('remat', 'freeze_batch_norm', 'axis_name', 'headless', 'one_channel', 'bfloat16', 'plain')
-CROSSED = [(), *((option,) for option in OPTIONS), OPTIONS]
-# All pairs for one network, and each alone, none and all together for the others.
-CASES = [(name, options) for name in FAST for options in CROSSED]
-CASES += [('resnet18', options) for options in combinations(OPTIONS, 2)]
+# None and all together for every form; each alone and all pairs for one network, with one block a stage.
+CASES = [(name, options) for name in FAST for options in ((), OPTIONS)]
+CASES += [('small', options) for count in (1, 2) for options in combinations(OPTIONS, count)]
+SMALL = {'layers': (1, 1, 1, 1), 'image_size': 64}
 
 
 class Setup:
@@ -34,7 +34,8 @@ class Setup:
         self.options = options
         policy = {'remat': 'remat' in options, 'freeze_batch_norm': 'freeze_batch_norm' in options}
         axis_name = 'batch' if 'axis_name' in options else None
-        model = flaxzoo.create(name, num_classes=0 if 'headless' in options else 10)
+        name, fields = ('resnet18', SMALL) if name == 'small' else (name, {})
+        model = flaxzoo.create(name, num_classes=0 if 'headless' in options else 10, **fields)
         self.model = flaxzoo.with_policy(model, axis_name=axis_name, **policy)
         self.dtype = jnp.bfloat16 if 'bfloat16' in options else jnp.float32
         size = model.image_size
