@@ -10,6 +10,7 @@ from flaxzoo.layers.network import Network
 from flaxzoo.models import (
     alexnet,
     bn_inception,
+    densenet,
     inception_resnet,
     inception_v1,
     inception_v3,
@@ -31,6 +32,7 @@ MODELS: dict[str, partial] = {
     **inception_resnet.VARIANTS,
     **xception.VARIANTS,
     **resnet.VARIANTS,
+    **densenet.VARIANTS,
 }
 
 

@@ -34,6 +34,7 @@ FAST = (
     'resnet18',
     'resnext29_32x4d',
     'resnext50_32x4d',
+    'densenet121',
 )
 
 ALL_MODELS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in flaxzoo.list_models()]
