@@ -15,6 +15,7 @@ from flaxzoo.models import (
     inception_v1,
     inception_v3,
     inception_v4,
+    mobilenet_v3,
     resnet,
     squeezenet,
     vgg,
@@ -33,6 +34,7 @@ MODELS: dict[str, partial] = {
     **xception.VARIANTS,
     **resnet.VARIANTS,
     **densenet.VARIANTS,
+    **mobilenet_v3.VARIANTS,
 }
 
 

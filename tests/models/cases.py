@@ -35,6 +35,7 @@ FAST = (
     'resnext29_32x4d',
     'resnext50_32x4d',
     'densenet121',
+    'mobilenet_v3_small',
 )
 
 ALL_MODELS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in flaxzoo.list_models()]
