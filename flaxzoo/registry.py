@@ -11,6 +11,7 @@ from flaxzoo.models import (
     alexnet,
     bn_inception,
     densenet,
+    efficientnet,
     inception_resnet,
     inception_v1,
     inception_v3,
@@ -35,6 +36,7 @@ MODELS: dict[str, partial] = {
     **resnet.VARIANTS,
     **densenet.VARIANTS,
     **mobilenet_v3.VARIANTS,
+    **efficientnet.VARIANTS,
 }
 
 
