@@ -15,10 +15,13 @@ from flaxzoo.layers.network import Network
 from flaxzoo.models import (
     alexnet,
     bn_inception,
+    densenet,
+    efficientnet,
     inception_resnet,
     inception_v1,
     inception_v3,
     inception_v4,
+    mobilenet_v3,
     resnet,
     squeezenet,
     vgg,
@@ -68,6 +71,9 @@ MODELS = register(
     inception_resnet,
     xception,
     resnet,
+    densenet,
+    mobilenet_v3,
+    efficientnet,
 )
 
 

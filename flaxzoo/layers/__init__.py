@@ -7,6 +7,7 @@ from flaxzoo.layers.naming import sequential, tap
 from flaxzoo.layers.network import Network, with_policy
 from flaxzoo.layers.norm import BatchNorm, LayerNorm, Norm
 from flaxzoo.layers.regularize import Dropout, StochasticDepth
+from flaxzoo.layers.widths import make_divisible
 from flaxzoo.ops.activation import kept_relu
 from flaxzoo.ops.kept import kept
 from flaxzoo.ops.norm import local_response_norm
@@ -36,6 +37,7 @@ __all__ = [
     'kept',
     'kept_relu',
     'local_response_norm',
+    'make_divisible',
     'max_pool2d',
     'sequential',
     'tap',

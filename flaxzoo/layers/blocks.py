@@ -88,9 +88,11 @@ class SqueezeExcite(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     gate: Callable[[jax.Array], jax.Array] = nn.sigmoid
     kernel_init: Callable = torch_uniform
+    bias_init: Callable | None = None  # None: torch's default, which depends on the fan-in
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        conv = partial(Conv2d, kernel_size=1, kernel_init=self.kernel_init, bias_init=self.bias_init)
         s = x.mean((1, 2), keepdims=True)
-        s = self.activation(Conv2d(self.squeeze_channels, 1, kernel_init=self.kernel_init, name='fc1')(s))
-        return x * self.gate(Conv2d(x.shape[-1], 1, kernel_init=self.kernel_init, name='fc2')(s))
+        s = self.activation(conv(self.squeeze_channels, name='fc1')(s))
+        return x * self.gate(conv(x.shape[-1], name='fc2')(s))

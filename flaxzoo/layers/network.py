@@ -66,11 +66,12 @@ class Network(nn.Module, kw_only=True):
         """What is wrong with the value that a file has for an `ignored` buffer, in words; None if it is as computed."""
         return None
 
-    def run_block(self, layer: Layer, x: jax.Array, train: bool) -> jax.Array:
+    def run_block(self, layer: Layer, x: jax.Array | tuple[jax.Array, ...], train: bool) -> jax.Array:
         """`x` through a part of the network that `remat` recomputes as a whole.
 
         Args:
           layer: a partial that builds a module, with its `name`; or a function of (network, x, train).
+          x: an array, or a tuple of them if the layer takes one.
         """
 
         def forward(network: Network, x: jax.Array, train: bool) -> jax.Array:

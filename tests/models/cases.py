@@ -34,6 +34,9 @@ FAST = (
     'resnet18',
     'resnext29_32x4d',
     'resnext50_32x4d',
+    'densenet121',
+    'mobilenet_v3_small',
+    'efficientnet_b0',
 )
 
 ALL_MODELS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in flaxzoo.list_models()]
