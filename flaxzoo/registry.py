@@ -17,6 +17,7 @@ from flaxzoo.models import (
     resnet,
     squeezenet,
     vgg,
+    vit,
     xception,
 )
 
@@ -31,6 +32,7 @@ MODELS: dict[str, partial] = {
     **inception_resnet.VARIANTS,
     **xception.VARIANTS,
     **resnet.VARIANTS,
+    **vit.VARIANTS,
 }
 
 

@@ -131,7 +131,7 @@ class KeysWithoutBias(Linear):
 
     def add_bias(self, y: jax.Array, bias: jax.Array) -> jax.Array:
         width = y.shape[-1] // 3
-        return y + bias.at[width : 2 * width].set(0)
+        return y + jnp.asarray(bias).at[width : 2 * width].set(0)
 
 
 class ShiftedWindowAttentionV2(ShiftedWindowAttention):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxzoo.layers.naming import Builder, Layer, current_recorder, is_module, run, sequential, tap, unrecorded
 
@@ -40,6 +41,10 @@ class Network(nn.Module, kw_only=True):
     aux_weight: ClassVar[float] = 0.0  # of each auxiliary loss
     # Names of the feature maps that a detector or a segmenter would take, from fine to coarse; see feature_maps.py.
     stages: ClassVar[tuple[str, ...]] = ()
+    # Whether it takes images of `image_size` alone. Weights of a release are then loaded for the release's size.
+    fixed_size: ClassVar[bool] = False
+    # Wildcards of the torch names of parameters, besides norms and biases, that training should not decay.
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -58,6 +63,13 @@ class Network(nn.Module, kw_only=True):
     def has_aux(self) -> bool:
         """Whether training returns the logits of auxiliary heads too. Without a head there are none either."""
         return self.aux_logits and self.num_classes > 0
+
+    def resized(self, name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """The tensor `value` that a file has under torch's `name`, in the shape that this network takes.
+
+        For tensors whose shape follows the size of the images or of a window. None: it cannot be resized.
+        """
+        return None
 
     def run_block(self, layer: Layer, x: jax.Array, train: bool) -> jax.Array:
         """`x` through a part of the network that `remat` recomputes as a whole.

@@ -107,6 +107,7 @@ def adapt(
     wrong = [key for key, value in fitting.items() if value.shape != shapes[key]]
     # With a tensor missing it is another network: what follows what does not matter.
     plausible = bool(wrong) and len(fitting) == len(shapes)
+    model = architecture.build()
     heads = architecture.following_classes(shapes) if plausible else set()
     stems = architecture.following_channels(shapes) if plausible else set()
     for key in wrong:
@@ -121,6 +122,9 @@ def adapt(
         elif key in stems and value.shape[1] == 3 and value.ndim == 4 and value.shape[2:] == shape[2:]:
             fitting[key] = adapt_channels(value, shape[1])
             changes.adapted[key] = f'from 3 to {shape[1]} input channels'
+        elif (resized := model.resized(key, value, shape)) is not None:
+            fitting[key] = resized
+            changes.adapted[key] = f'resized from {value.shape} to {shape}'
     _check(architecture, weights, fitting, shapes, heads, changes)
     return fitting, changes
 

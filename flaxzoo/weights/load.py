@@ -95,6 +95,8 @@ def load_with_report(
     if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
         raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
     path, release = locate(name, weights, offline)
+    if release and release.crop and lookup(name).func.fixed_size:
+        fields = {'image_size': release.crop, **fields}
     classes = num_classes if num_classes is not None or release is None else release.classes or None
     architecture = Architecture(name, fields if classes is None else {**fields, 'num_classes': classes}, in_channels)
     model = architecture.build()
