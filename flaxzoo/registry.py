@@ -16,6 +16,7 @@ from flaxzoo.models import (
     inception_v4,
     resnet,
     squeezenet,
+    swin,
     vgg,
     vit,
     xception,
@@ -33,6 +34,7 @@ MODELS: dict[str, partial] = {
     **xception.VARIANTS,
     **resnet.VARIANTS,
     **vit.VARIANTS,
+    **swin.VARIANTS,
 }
 
 
