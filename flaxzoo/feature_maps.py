@@ -111,7 +111,8 @@ def feature_info(model: Network | str) -> tuple[Feature, ...]:
     """
     network = _network(model)
     size, more = network.image_size, 448  # a multiple of every stride, so that the difference is exact
-    one, two = (_shapes(network, pixels) for pixels in (size, size + more))
+    one = _shapes(network, size)
+    two = {} if network.fixed_size else _shapes(network, size + more)
     found = []
     for name in network.stages:  # shapes come back sorted by name
         shape = one[name]

@@ -24,7 +24,9 @@ from flaxzoo.models import (
     mobilenet_v3,
     resnet,
     squeezenet,
+    swin,
     vgg,
+    vit,
     xception,
 )
 
@@ -74,6 +76,8 @@ MODELS = register(
     densenet,
     mobilenet_v3,
     efficientnet,
+    vit,
+    swin,
 )
 
 

@@ -59,7 +59,7 @@ def randomise(module: Any, seed: int = 0) -> Any:
             last = name.split('.')[-1]
             if last == 'running_var' or (last == 'weight' and tensor.ndim == 1):
                 uniform(tensor, 0.5, 1.5)
-            elif last in ('running_mean', 'bias') or (tensor.ndim > 1 and not tensor.any()):
+            elif tensor.is_floating_point() and (last.endswith(('mean', 'bias')) or not tensor.any()):
                 uniform(tensor, -0.2, 0.2)
     return module
 

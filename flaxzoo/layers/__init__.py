@@ -1,6 +1,7 @@
 """What every family is built of, in torch's semantics on NHWC arrays."""
 
-from flaxzoo.layers.blocks import Conv2dNormActivation, ConvNormAct, SqueezeExcite, averaged
+from flaxzoo.layers.attention import MultiheadAttention, ShiftedWindowAttention, ShiftedWindowAttentionV2
+from flaxzoo.layers.blocks import Conv2dNormActivation, ConvNormAct, SqueezeExcite, averaged, mlp
 from flaxzoo.layers.branches import Branches
 from flaxzoo.layers.conv import AveragedConv2d, Conv2d, Linear, SpaceToDepthConv2d, kaiming_normal_fan_out
 from flaxzoo.layers.naming import sequential, tap
@@ -23,8 +24,11 @@ __all__ = [
     'Dropout',
     'LayerNorm',
     'Linear',
+    'MultiheadAttention',
     'Network',
     'Norm',
+    'ShiftedWindowAttention',
+    'ShiftedWindowAttentionV2',
     'SpaceToDepthConv2d',
     'SqueezeExcite',
     'StochasticDepth',
@@ -39,6 +43,7 @@ __all__ = [
     'local_response_norm',
     'make_divisible',
     'max_pool2d',
+    'mlp',
     'sequential',
     'tap',
     'with_policy',

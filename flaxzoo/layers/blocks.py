@@ -1,13 +1,15 @@
 """Small compositions that several families share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
 
-from flaxzoo.layers.conv import AveragedConv2d, Conv2d, torch_uniform
+from flaxzoo.layers.conv import AveragedConv2d, Conv2d, Linear, torch_uniform
+from flaxzoo.layers.naming import Layer
 from flaxzoo.layers.norm import Norm
+from flaxzoo.layers.regularize import Dropout
 from flaxzoo.ops.pairs import IntOrPair, pair
 
 
@@ -76,6 +78,15 @@ def averaged(average: Callable[[jax.Array], jax.Array], layer: partial) -> tuple
     The second computes both, in the faster order: the first has a number and no result.
     """
     return None, partial(layer, conv=partial(AveragedConv2d, average=average))
+
+
+def mlp(hidden: int, out: int, dropout: float, linear: Callable[..., Linear] = Linear) -> Sequence[Layer]:
+    """The members of `torchvision.ops.MLP` with one hidden layer and the exact GELU, for `sequential`.
+
+    `linear` is the layers' class, or a partial of it.
+    """
+    drop = partial(Dropout, dropout)
+    return partial(linear, hidden), partial(nn.gelu, approximate=False), drop, partial(linear, out), drop
 
 
 class SqueezeExcite(nn.Module):

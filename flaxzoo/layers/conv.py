@@ -147,5 +147,9 @@ class Linear(nn.Module):
         y = x @ kernel.astype(x.dtype)
         if self.bias:
             init = self.bias_init or torch_bias(x.shape[-1])
-            y = y + self.param('bias', init, (self.out_features,), jnp.float32).astype(x.dtype)
+            y = self.add_bias(y, self.param('bias', init, (self.out_features,), jnp.float32).astype(x.dtype))
         return y
+
+    def add_bias(self, y: jax.Array, bias: jax.Array) -> jax.Array:
+        """The result with its bias. A subclass may leave a part of the bias out."""
+        return y + bias

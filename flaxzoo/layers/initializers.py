@@ -33,14 +33,26 @@ def uniform(bound: float) -> Initializer:
     return partial(_scaled, 'uniform', lambda shape: bound)
 
 
+def trunc_normal(stddev: float) -> Initializer:
+    """Torch's `trunc_normal_`, which cuts at -2 and 2 whatever `stddev` is: N(0, stddev^2) without its far tails.
+
+    Raises:
+      ValueError: `stddev` is above 0.25; smaller ones do not reach the bounds, eight standard deviations away.
+    """
+    if stddev > 0.25:
+        raise ValueError(f'the bounds -2 and 2 would cut off numbers of a standard deviation above 0.25, got {stddev}')
+    return normal(stddev)
+
+
 def variance_scaling(scale: float, mode: str, distribution: str) -> Initializer:
-    """Variance scale / fan, with the fan of a kernel (..., I, O): `mode` is 'fan_in' or 'fan_out'.
+    """Variance scale / fan, with the fan of a kernel (..., I, O): `mode` is 'fan_in', 'fan_out' or 'fan_avg', the mean.
 
     `distribution` is 'normal' or 'uniform'. Torch's `kaiming_normal_`, `kaiming_uniform_` and `xavier_uniform_`.
     """
 
     def size(shape: Sequence[int]) -> float:
-        fan = math.prod(shape[:-2]) * shape[{'fan_in': -2, 'fan_out': -1}[mode]]
+        fans = {'fan_in': shape[-2], 'fan_out': shape[-1], 'fan_avg': (shape[-2] + shape[-1]) / 2}
+        fan = math.prod(shape[:-2]) * fans[mode]
         return math.sqrt(scale / fan * {'normal': 1, 'uniform': 3}[distribution])
 
     return partial(_scaled, distribution, size)
@@ -63,3 +75,6 @@ def _scaled(
 def _block(distribution: str, key: jax.Array, block: int) -> jax.Array:
     """The numbers of a block: (BLOCK,)."""
     return STANDARD[distribution](jax.random.fold_in(key, block), (BLOCK,), jnp.float32)
+
+
+xavier_uniform = variance_scaling(1.0, 'fan_avg', 'uniform')

@@ -43,6 +43,10 @@ class Network(nn.Module, kw_only=True):
     stages: ClassVar[tuple[str, ...]] = ()
     # Last names of torch's buffers that the network computes itself: its variables do not have them.
     ignored: ClassVar[frozenset[str]] = frozenset()
+    # Whether it takes images of `image_size` alone. Weights of a release are then loaded for the release's size.
+    fixed_size: ClassVar[bool] = False
+    # Wildcards of the torch names of parameters, besides norms and biases, that training should not decay.
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -64,6 +68,13 @@ class Network(nn.Module, kw_only=True):
 
     def check_buffer(self, key: str, value: np.ndarray) -> str | None:
         """What is wrong with the value that a file has for an `ignored` buffer, in words; None if it is as computed."""
+        return None
+
+    def resized(self, name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """The tensor `value` that a file has under torch's `name`, in the shape that this network takes.
+
+        For tensors whose shape follows the size of the images or of a window. None: it cannot be resized.
+        """
         return None
 
     def run_block(self, layer: Layer, x: jax.Array | tuple[jax.Array, ...], train: bool) -> jax.Array:

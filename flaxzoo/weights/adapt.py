@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from flaxzoo.layers.network import Network
 from flaxzoo.weights.architecture import Architecture, Shapes, initialise
 from flaxzoo.weights.convert import buffer_problems, is_buffer
 from flaxzoo.weights.diagnose import Misfit
@@ -79,6 +80,7 @@ def adapt(
         # With a tensor of the trunk missing it is another network: what follows what does not matter.
         if shapes.keys() - heads <= fitting.keys():
             _adapt_stems(fitting, shapes, architecture.stems(), changes)
+            _adapt_sizes(fitting, shapes, model, changes)
             _adapt_heads(fitting, shapes, heads & shapes.keys(), label_offset, replace_head, changes)
             if replace_head and (changes.new or not architecture.classes()):
                 mine = own_heads(extra - changes.dropped.keys(), shapes, heads)
@@ -177,6 +179,14 @@ def _adapt_stems(fitting: dict[str, np.ndarray], shapes: Shapes, stems: Set[str]
         if value.shape != shape and value.shape == (shape[0], 3, *shape[2:]):
             fitting[key] = adapt_channels(value, shape[1])
             changes.adapted[key] = f'from 3 to {shape[1]} input channels'
+
+
+def _adapt_sizes(fitting: dict[str, np.ndarray], shapes: Shapes, model: Network, changes: Changes) -> None:
+    """Resizes what follows the size of the images, such as position tables, as the network says."""
+    for key, value in fitting.items():
+        if value.shape != shapes[key] and (resized := model.resized(key, value, shapes[key])) is not None:
+            fitting[key] = resized
+            changes.adapted[key] = f'resized from {value.shape} to {shapes[key]}'
 
 
 def _adapt_heads(

@@ -127,6 +127,8 @@ def load_with_report(
     _check_arguments(name, in_channels, fields)
     fields = {**stated, **fields}
     source = parse(name, weights)
+    if source.release and source.release.crop and lookup(name).func.fixed_size:
+        fields = {'image_size': source.release.crop, **fields}
     copy = source.fetch(offline, refresh)
     found = _shapes(source, copy)
     architecture = Architecture(name, fields, in_channels)

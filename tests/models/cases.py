@@ -19,6 +19,7 @@ SIZES = {
     'bn_inception': (2, 95, 69),  # smaller ones leave a norm too few values: rounding grows past 1e-10
     'inception_v3': (2, 299, 307),  # its auxiliary head takes no less
     'inception_*': (4, 91, 107),
+    'vit_*': (2, 224, 224),  # it takes no others
     '*': (2, 49, 67),
 }
 
