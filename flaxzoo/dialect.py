@@ -20,6 +20,8 @@ class Dialect:
         network's own names may match it, and a file matches the marker of one dialect of a family at most.
       rename: rows (pattern, replacement). The first whose pattern matches a name as a whole applies; names that none
         matches are the network's own already.
+      networks: wildcards of the registered names that have this network in the dialect's package too; a larger variant
+        may differ there in more than its names.
       reshaped: patterns of our names. Their tensors have the same numbers in the same order in another shape, as a
         convolution (O, I, 7, 7) whose map is 7x7 is a Linear (O, I * 49), or a vector (C,) is a scale (C, 1, 1).
     """
@@ -27,6 +29,7 @@ class Dialect:
     name: str
     marker: str
     rename: tuple[Row, ...] = ()
+    networks: tuple[str, ...] = ('*',)
     reshaped: tuple[str, ...] = ()
 
     def applies(self, names: Iterable[str]) -> bool:

@@ -31,7 +31,17 @@ from flaxzoo.models import (
 )
 
 # What other packages call networks that have another name here.
-ALIASES = {'legacy_xception': 'xception'}
+ALIASES = {
+    'legacy_xception': 'xception',
+    'vit_base_patch16_224': 'vit_b_16',
+    'vit_base_patch32_224': 'vit_b_32',
+    'vit_large_patch16_224': 'vit_l_16',
+    'vit_large_patch32_224': 'vit_l_32',
+    'vit_huge_patch14_224': 'vit_h_14',
+    'swin_tiny_patch4_window7_224': 'swin_t',
+    'swin_small_patch4_window7_224': 'swin_s',
+    'swin_base_patch4_window7_224': 'swin_b',
+}
 # Arguments of torchvision's and timm's constructors that are no fields here, and what there is instead.
 INSTEAD = {
     'norm_layer': (

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     Conv2d,
     Dropout,
@@ -113,3 +114,11 @@ VARIANTS = {
     'densenet169': partial(DenseNet, 32, (6, 12, 32, 32), 64),
     'densenet201': partial(DenseNet, 32, (6, 12, 48, 32), 64),
 }
+
+DIALECTS = (
+    Dialect(
+        'torchvision before 0.4',
+        marker=r'.*denselayer\d+\.norm\.1\.weight',
+        rename=((r'(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)', r'\1\2'),),
+    ),
+)

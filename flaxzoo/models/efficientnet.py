@@ -1,7 +1,7 @@
 """EfficientNet B0 to B7 and EfficientNetV2 S, M and L.
 
 Papers: https://arxiv.org/abs/1905.11946, https://arxiv.org/abs/2104.00298. Reference: torchvision.models.efficientnet;
-names of parameters are its own, `TIMM` has timm's.
+names of parameters are its own.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     Conv2dNormActivation,
     Dropout,
@@ -228,7 +229,7 @@ FIRST = ('conv_dw', 'bn1', 'se.conv_reduce', 'se.conv_expand', 'conv_pw', 'bn2')
 FIRST_OURS = ('0.0', '0.1', '1.fc1', '1.fc2', '2.0', '2.1')
 OTHERS = ('conv_pw', 'bn1', 'conv_dw', 'bn2', 'se.conv_reduce', 'se.conv_expand', 'conv_pwl', 'bn3')
 OTHERS_OURS = ('0.0', '0.1', '1.0', '1.1', '2.fc1', '2.fc2', '3.0', '3.1')
-# Patterns of whole names in timm's files of B0 to B4, and what they are here. Its larger networks have another epsilon.
+# Patterns of whole names in timm's files, and what they are here.
 TIMM = (
     (r'conv_stem\.(\w+)', r'features.0.0.\1'),
     (r'bn1\.(\w+)', r'features.0.1.\1'),
@@ -241,3 +242,6 @@ TIMM = (
     (r'bn2\.(\w+)', rf'features.{len(B) + 1}.1.\1'),
     (r'classifier\.(weight|bias)', r'classifier.1.\1'),
 )
+
+# timm's B5 to B7 have another epsilon.
+DIALECTS = (Dialect('timm', marker=r'conv_stem\.weight', rename=TIMM, networks=('efficientnet_b[0-4]',)),)

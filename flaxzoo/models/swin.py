@@ -4,6 +4,7 @@ Papers: https://arxiv.org/abs/2103.14030, https://arxiv.org/abs/2111.09883.
 Reference: torchvision.models.swin_transformer; names of parameters are its own.
 """
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     Conv2d,
     LayerNorm,
@@ -197,3 +199,19 @@ VARIANTS = {
     'swin_v2_s': partial(v2, **small, stochastic_depth_prob=0.3),
     'swin_v2_b': partial(v2, **large, stochastic_depth_prob=0.5),
 }
+
+
+def _feature(match: re.Match) -> str:
+    """Our name of a member of timm's stage: its blocks, or the merging of patches that it begins with."""
+    stage, number, member = int(match[1]), match[2], match[3].replace('mlp.fc1', 'mlp.0').replace('mlp.fc2', 'mlp.3')
+    return f'features.{2 * stage + 1}.{number}.{member}' if number else f'features.{2 * stage}.{member}'
+
+
+TIMM = (
+    (r'patch_embed\.proj\.(\w+)', r'features.0.0.\1'),
+    (r'patch_embed\.norm\.(\w+)', r'features.0.2.\1'),
+    (r'layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.(.+)', _feature),
+    (r'head\.fc\.(\w+)', r'head.\1'),
+)
+# timm's second version has the biases of queries and values apart.
+DIALECTS = (Dialect('timm', marker=r'patch_embed\.proj\.weight', rename=TIMM, networks=('swin_[tsb]',)),)

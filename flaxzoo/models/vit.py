@@ -4,6 +4,7 @@ Paper: https://arxiv.org/abs/2010.11929.
 Reference: torchvision.models.vision_transformer; names of parameters are its own.
 """
 
+import re
 from functools import partial
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxzoo.dialect import Dialect
 from flaxzoo.layers import (
     Conv2d,
     Dropout,
@@ -137,3 +139,33 @@ VARIANTS = {
     'vit_l_32': partial(large, 32),
     'vit_h_14': partial(VisionTransformer, 14, num_layers=32, num_heads=16, hidden_dim=1280, mlp_dim=5120),
 }
+
+# The members of a block: timm's name and ours.
+MEMBERS = {
+    'norm1.': 'ln_1.',
+    'attn.qkv.': 'self_attention.in_proj_',
+    'attn.proj.': 'self_attention.out_proj.',
+    'norm2.': 'ln_2.',
+    'mlp.fc1.': 'mlp.0.',
+    'mlp.fc2.': 'mlp.3.',
+}
+TIMM = (
+    (r'cls_token', 'class_token'),
+    (r'pos_embed', 'encoder.pos_embedding'),
+    (r'patch_embed\.proj\.(\w+)', r'conv_proj.\1'),
+    *(
+        (rf'blocks\.(\d+)\.{re.escape(theirs)}(\w+)', rf'encoder.layers.encoder_layer_\1.{ours}\2')
+        for theirs, ours in MEMBERS.items()
+    ),
+    (r'norm\.(\w+)', r'encoder.ln.\1'),
+    (r'head\.(\w+)', r'heads.head.\1'),
+)
+
+DIALECTS = (
+    Dialect(
+        'torchvision before 0.13',
+        marker=r'.*\.mlp\.linear_1\.weight',
+        rename=((r'(.*\.mlp)\.linear_1\.(\w+)', r'\1.0.\2'), (r'(.*\.mlp)\.linear_2\.(\w+)', r'\1.3.\2')),
+    ),
+    Dialect('timm', marker=r'pos_embed', rename=TIMM),
+)

@@ -21,26 +21,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # What DataParallel, torch.compile, FSDP and activation checkpointing put into names, wherever a module is wrapped.
 WRAPPERS = frozenset(('module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'))
-# Dialects of families that are not here yet, by their networks' names; they move to the family's file with it.
-WAITING = {
-    'densenet*': Dialect(
-        'torchvision before 0.4',
-        marker=r'.*denselayer\d+\.norm\.1\.weight',
-        rename=((r'(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)', r'\1\2'),),
-    ),
-    'vit_*': Dialect(
-        'torchvision before 0.13',
-        marker=r'.*\.mlp\.linear_1\.weight',
-        rename=((r'(.*\.mlp)\.linear_1\.(\w+)', r'\1.0.\2'), (r'(.*\.mlp)\.linear_2\.(\w+)', r'\1.3.\2')),
-    ),
-}
 
 
 def dialects(name: str) -> tuple[Dialect, ...]:
-    """Those of the network's family."""
+    """Those of the network's family that hold for it."""
     family = sys.modules[lookup(name).func.__module__]
-    waiting = tuple(dialect for pattern, dialect in WAITING.items() if fnmatchcase(name, pattern))
-    return getattr(family, 'DIALECTS', ()) + waiting
+    every: tuple[Dialect, ...] = getattr(family, 'DIALECTS', ())
+    return tuple(one for one in every if any(fnmatchcase(name, pattern) for pattern in one.networks))
 
 
 @dataclass(frozen=True)

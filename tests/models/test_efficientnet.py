@@ -1,6 +1,5 @@
 """EfficientNet's own: the rate of each block's stochastic depth, which images lose a block, and timm's names."""
 
-import re
 from functools import partial
 
 import flax.linen as nn
@@ -8,16 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import timm
 import torch
 
 import flaxzoo
-from flaxzoo.analysis.parity import randomise
 from flaxzoo.layers import Norm, StochasticDepth
-from flaxzoo.models.efficientnet import TIMM, FusedMBConv, MBConv
+from flaxzoo.models.efficientnet import FusedMBConv, MBConv
 from tests import reference
-from tests.compiling import jit
-from tests.models.cases import images
 
 
 def rates(model):
@@ -66,39 +61,6 @@ def test_training_drops_the_branch_of_some_images_and_keeps_the_mean(kind):
     kept = np.abs(dropped).reshape(count, -1).max(1) > 0
     np.testing.assert_allclose(dropped[kept], whole[kept] / (1 - rate), rtol=1e-4, atol=1e-5)
     assert abs(kept.mean() - (1 - rate)) < 4 * (rate * (1 - rate) / count) ** 0.5
-
-
-def renamed(state_dict):
-    """A state dict of timm's under torchvision's names."""
-    result = {}
-    for key, value in state_dict.items():
-        row = [(pattern, ours) for pattern, ours in TIMM if re.fullmatch(pattern, key)]
-        assert len(row) == 1, key
-        result[re.sub(*row[0], key)] = value
-    return result
-
-
-@pytest.mark.parametrize('name', [f'efficientnet_b{i}' for i in range(5)])
-def test_timms_names_are_translated_one_to_one(name):
-    with torch.device('meta'):
-        theirs, ours = (build(name).state_dict() for build in (timm.create_model, reference.build))
-    translated = renamed(theirs)
-    assert len(translated) == len(theirs)
-    assert {k: v.shape for k, v in translated.items()} == {k: v.shape for k, v in ours.items()}
-
-
-@pytest.mark.parametrize(
-    'name', ['efficientnet_b0', *(pytest.param(f'efficientnet_b{i}', marks=pytest.mark.slow) for i in range(1, 5))]
-)
-def test_timms_weights_give_timms_logits(name):
-    module = randomise(timm.create_model(name)).double().eval()
-    x = images(name)
-    with jax.enable_x64(True), torch.no_grad():
-        model = flaxzoo.create(name)
-        variables = flaxzoo.from_torch(model, renamed(module.state_dict()))
-        ours = np.asarray(jit(model.apply)(variables, x))
-        theirs = module(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize('name', flaxzoo.list_models('efficientnet*'))

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torchvision
 
 import flaxzoo
 from flaxzoo.analysis.parity import randomise
@@ -17,7 +16,10 @@ from flaxzoo.weights.index import index
 from tests.models import cases
 
 TIMM = {name: name for name in flaxzoo.list_models() if timm.is_model(name)} | {b: a for a, b in ALIASES.items()}
-FAST = ('resnet18', 'vgg11')  # names as ours; names of timm's own
+# timm has networks of these names with another epsilon.
+OTHERS = {name: TIMM.pop(name) for name in ('efficientnet_b5', 'efficientnet_b6', 'efficientnet_b7') if name in TIMM}
+FAST = ('resnet18', 'vgg11', 'efficientnet_b0', 'swin_t')  # names as ours; names of timm's own
+RENAMED = ('vgg', 'efficientnet', 'vit', 'swin')
 
 
 def marked(shapes: dict) -> dict[str, np.ndarray]:
@@ -33,13 +35,14 @@ def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     'name', [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in sorted(TIMM)]
 )
 def test_timms_state_dict_gives_timms_network(name):
-    module = randomise(timm.create_model(TIMM[name], pretrained=False)).double().eval()
+    module = randomise(timm.create_model(TIMM[name], pretrained=False, num_classes=1000)).double().eval()
     fields = {'aux_logits': False} if name == 'inception_v3' else {}
     given = {key: value.numpy() for key, value in module.state_dict().items()}
     assert fitness(Architecture(name, fields), given) == 1
     fitted, changes = adapt(Architecture(name, fields), given)
     assert (changes.new, changes.adapted, changes.dropped) == ({}, {}, {})
-    x = cases.images(name)[:1]
+    # timm's attention networks take images of one size alone.
+    x = cases.images('vit_b_16' if name.startswith('swin') else name)[:1]
     with jax.enable_x64(True), torch.no_grad():
         model = flaxzoo.create(name, **fields)
         ours = np.asarray(jax.jit(model.apply)(flaxzoo.from_torch(model, fitted), x))
@@ -50,10 +53,19 @@ def test_timms_state_dict_gives_timms_network(name):
 @pytest.mark.parametrize('name', sorted(TIMM))
 def test_every_network_that_timm_has_too_reads_its_names(name):
     with torch.device('meta'):
-        shapes = shapes_of(timm.create_model(TIMM[name], pretrained=False))
+        shapes = shapes_of(timm.create_model(TIMM[name], pretrained=False, num_classes=1000))
     _, changes = adapt(Architecture(name, {'aux_logits': False} if name == 'inception_v3' else {}), marked(shapes))
-    assert bool(changes.renamed) == name.startswith('vgg')
+    assert bool(changes.renamed) == name.startswith(RENAMED)
     assert (changes.new, changes.adapted, changes.dropped) == ({}, {}, {})
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_networks_that_are_others_in_timm_are_refused(name):
+    with torch.device('meta'):
+        module = timm.create_model(OTHERS[name], pretrained=False)
+    assert module.bn1.eps != flaxzoo.create(name).norm_layer.eps
+    with pytest.raises(flaxzoo.ConversionError):
+        adapt(Architecture(name, {}), marked(shapes_of(module)))
 
 
 def test_timms_inception_with_its_auxiliary_head():
@@ -131,23 +143,27 @@ def test_resnext_pytorch():
         adapt(Architecture('resnext29_8x64d', {}), hundred)
 
 
-def test_older_names_of_torchvision():
-    """torchvision renames these when it loads its own files; the networks are still to come."""
-    with torch.device('meta'):
-        densenet = torchvision.models.densenet121().state_dict()
-        vit = torchvision.models.vit_b_16().state_dict()
-    for name, wanted, older in (
-        ('densenet*', densenet, {'norm1': 'norm.1', 'norm2': 'norm.2', 'conv1': 'conv.1', 'conv2': 'conv.2'}),
-        ('vit_*', vit, {'mlp.0': 'mlp.linear_1', 'mlp.3': 'mlp.linear_2'}),
-    ):
-        given = list(wanted)
+@pytest.mark.parametrize(
+    ('name', 'older'),
+    [
+        ('densenet121', {'norm1': 'norm.1', 'norm2': 'norm.2', 'conv1': 'conv.1', 'conv2': 'conv.2'}),
+        ('vit_b_16', {'mlp.0': 'mlp.linear_1', 'mlp.3': 'mlp.linear_2'}),
+    ],
+)
+def test_older_names_of_torchvision(name, older):
+    """torchvision renames these when it loads its own files."""
+    expected = marked(index()[name])
+
+    def theirs(key: str) -> str:
         for new, old in older.items():
-            given = [key.replace(new, old) if 'layer' in key else key for key in given]
-        dialect = dialects.WAITING[name]
-        assert given != list(wanted)
-        assert dialect.applies(given)
-        assert not dialect.applies(wanted)
-        assert [dialect.translate(key) for key in given] == list(wanted)
+            key = key.replace(new, old) if 'layer' in key else key
+        return key
+
+    given = {theirs(key): value for key, value in expected.items()}
+    assert given.keys() != expected.keys()
+    fitted, changes = adapt(Architecture(name, {}), given)
+    assert {key: value.flat[0] for key, value in fitted.items()} == {k: v.flat[0] for k, v in expected.items()}
+    assert 'the names of torchvision before 0.' in str(changes)
 
 
 @pytest.mark.parametrize('name', flaxzoo.list_models())
