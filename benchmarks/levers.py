@@ -29,6 +29,8 @@ from flaxzoo.ops.cpu.conv import (
     plain_winograd_gradient,
     pointwise_conv,
     tap_kernel_gradient,
+    winograd_column_conv,
+    winograd_row_conv,
 )
 from flaxzoo.ops.cpu.dense import column_conv, paired_conv, row_conv, wide_conv
 from flaxzoo.ops.cpu.groups import depthwise_conv, depthwise_kernel_gradient
@@ -170,8 +172,8 @@ CPU_LEVERS = (
     forward('wide, 3x3 32 -> 32 @149', wide_conv, cpu(149, 149, 32), (3, 3, 32, 32)),
     forward('winograd, 1x3 384 -> 384 @8', plain_winograd_conv, cpu(8, 8, 384), (1, 3, 384, 384), padding=(0, 1)),
     forward('wide, 5x5 64 -> 192 @27', wide_conv, cpu(27, 27, 64), (5, 5, 64, 192), padding=(2, 2)),
-    forward('rows, 1x7 192 -> 192 @17', row_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
-    forward('columns, 7x1 192 -> 192 @17', column_conv, cpu(17, 17, 192), (7, 1, 192, 192), padding=(3, 0)),
+    forward('winograd, 1x7 192 -> 192 @17', winograd_row_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
+    forward('winograd, 7x1 192 -> 192 @17', winograd_column_conv, cpu(17, 17, 192), (7, 1, 192, 192), padding=(3, 0)),
     forward('rows, 3x3 s2 128 -> 128 @56', row_conv, cpu(56, 56, 128), (3, 3, 128, 128), stride=(2, 2), **SAME),
     forward('rows, 3x3 s2 288 -> 384 @35', row_conv, cpu(35, 35, 288), (3, 3, 288, 384), stride=(2, 2)),
     forward('rows, 3x3 s2 64 -> 96 @147', row_conv, cpu(147, 147, 64), (3, 3, 64, 96), stride=(2, 2)),
