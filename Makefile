@@ -28,7 +28,7 @@ test-all: .venv/test lint
 	$(PY) -m pytest
 
 # Transformations, layers and the training step on the newest jax, which Python 3.11 does not get.
-NEWEST_PYTHON ?= $(firstword $(shell command -v python3.13) $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python))
+NEWEST_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python) $(shell command -v python3.13))
 NEWEST_TESTS := tests/ops tests/layers tests/train/test_step.py
 test-newest: pyproject.toml
 	@if [ -z "$(NEWEST_PYTHON)" ]; then echo 'test-newest: skipped, there is no python3.13'; exit 0; fi; \
