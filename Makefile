@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN_DIR ?= runs/demo
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-newest lint clean
 
 .venv/train: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -27,9 +27,18 @@ test: .venv/test lint
 test-all: .venv/test lint
 	$(PY) -m pytest
 
+# Transformations, layers and the training step on the newest jax, which Python 3.11 does not get.
+NEWEST_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python) $(shell command -v python3.13))
+NEWEST_TESTS := tests/ops tests/layers tests/train/test_step.py
+test-newest: pyproject.toml
+	@if [ -z "$(NEWEST_PYTHON)" ]; then echo 'test-newest: skipped, there is no python3.13'; exit 0; fi; \
+	set -e; test -x .venv-newest/bin/python || $(NEWEST_PYTHON) -m venv .venv-newest; \
+	.venv-newest/bin/python -m pip install --quiet --editable '.[newest]'; \
+	.venv-newest/bin/python -m pytest -m 'not slow' $(NEWEST_TESTS)
+
 lint: .venv/test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-newest

@@ -4,7 +4,8 @@
     python -m benchmarks.grouped_conv --first         # only the first stage, 128 channels at 56x56
     python -m benchmarks.grouped_conv --widths        # widths of the merged blocks against each other
 
-Prints milliseconds of the forward pass and of forward plus both gradients, float32, medians with the range. On a GPU or
+Prints milliseconds of the forward pass and of forward plus both gradients, float32, medians with the range, and the
+seconds of the processor that XLA took to compile them. On a GPU or
 TPU the two columns are the same convolution.
 """
 
@@ -15,9 +16,10 @@ import jax
 import numpy as np
 
 import flaxzoo
-from benchmarks.timing import interleave, table
+from benchmarks.timing import compiled, interleave, table
 from flaxzoo.ops.conv import conv2d
-from flaxzoo.ops.cpu.conv import merged_conv, merged_paired_conv
+from flaxzoo.ops.cpu.conv import paired_inference
+from flaxzoo.ops.cpu.groups import merged_conv
 from flaxzoo.ops.native import Geometry, native_conv
 
 STAGES = ((128, 56), (256, 28), (512, 14), (1024, 7))
@@ -26,17 +28,20 @@ GEOMETRY = Geometry(padding=(1, 1), groups=GROUPS)
 
 
 def calls_for(conv, x: np.ndarray, kernel: np.ndarray) -> dict:
-    """The two measured calls of a jax convolution: forward, and forward with both gradients."""
-    forward = jax.jit(conv)
+    """The forward pass of a jax convolution, and that with both gradients, each with the seconds it compiled."""
 
-    @jax.jit
-    def both(x, kernel, cotangent):
+    def with_gradients(x, kernel, cotangent):
         y, pull = jax.vjp(conv, x, kernel)
         return y, *pull(cotangent)
 
     x, kernel = jax.device_put(x), jax.device_put(kernel)
+    forward, forward_s = compiled(conv, x, kernel)
     cotangent = forward(x, kernel)
-    return {'forward': lambda: forward(x, kernel), 'forward + backward': lambda: both(x, kernel, cotangent)}
+    both, both_s = compiled(with_gradients, x, kernel, cotangent)
+    return {
+        'forward': (lambda: forward(x, kernel), forward_s),
+        'forward + backward': (lambda: both(x, kernel, cotangent), both_s),
+    }
 
 
 def torch_calls(x: np.ndarray, kernel: np.ndarray) -> dict:
@@ -56,7 +61,7 @@ def torch_calls(x: np.ndarray, kernel: np.ndarray) -> dict:
         y = F.conv2d(x, kernel, padding=1, groups=GROUPS)
         torch.autograd.grad(y, (x, kernel), torch.ones_like(y))
 
-    return {'forward': forward, 'forward + backward': both}
+    return {'forward': (forward, 0), 'forward + backward': (both, 0)}
 
 
 def measure(contenders: dict, batch: int, channels: int, size: int, runs: int) -> list[list]:
@@ -66,10 +71,11 @@ def measure(contenders: dict, batch: int, channels: int, size: int, runs: int) -
     made = {name: make(x, kernel) for name, make in contenders.items()}
     rows = []
     for mode in ('forward', 'forward + backward'):
-        times = interleave({name: calls[mode] for name, calls in made.items()}, runs)
+        times = interleave({name: calls[mode][0] for name, calls in made.items()}, runs)
         base, *_, ours = [times[name] for name in contenders if name != 'torch']
         ratio = f'{base.median / ours.median:.1f}'
-        rows.append([f'C{channels} @{size}', mode, *times.values(), ratio])
+        seconds = [f'{calls[mode][1]:.2f}' for name, calls in made.items() if name != 'torch']
+        rows.append([f'C{channels} @{size}', mode, *times.values(), ratio, *seconds])
     return rows
 
 
@@ -85,7 +91,7 @@ def main() -> None:
 
     if args.widths:
         merged = {f'{width} channels': partial(merged_conv, channels=width) for width in (64, 32, 8)}
-        merged |= {'8 channels, columns in pairs': merged_paired_conv, '16 channels': merged_conv}
+        merged |= {'8 channels, columns in pairs': paired_inference, '16 channels': merged_conv}
         contenders = {name: partial(calls_for, partial(conv, geometry=GEOMETRY)) for name, conv in merged.items()}
         last = '64 / 16'
     else:
@@ -100,7 +106,8 @@ def main() -> None:
     for channels, size in STAGES[: 1 if args.first else None]:
         rows += measure(contenders, args.batch, channels, size, args.runs)
     print(f'{jax.devices()[0].device_kind}, batch {args.batch}, {GROUPS} groups, float32, ms')
-    print(table(['shape', 'mode', *contenders, last], rows))
+    compilations = [f'{name} compiled, s' for name in contenders if name != 'torch']
+    print(table(['shape', 'mode', *contenders, last, *compilations], rows))
 
 
 if __name__ == '__main__':

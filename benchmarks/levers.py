@@ -7,7 +7,8 @@ They are what `ops/cpu/conv.py`, `ops/gpu/conv.py` and `ops/pool.py` choose from
     python -m benchmarks.levers 'max pool*'
 
 Milliseconds, medians with the range of interleaved runs: float32 and batch 8 on the CPU, bfloat16 and batch 256 on a
-GPU. Grouped convolutions are in `benchmarks.grouped_conv`.
+GPU. The last columns are seconds of the processor, not of the clock, that XLA took to compile them. Grouped
+convolutions are in `benchmarks.grouped_conv`.
 """
 
 import argparse
@@ -20,21 +21,20 @@ import jax
 import jax.numpy as jnp
 
 import flaxzoo
-from benchmarks.timing import interleave, table
+from benchmarks.timing import compiled, interleave, table
 from flaxzoo.layers import BatchNorm, kept
 from flaxzoo.ops.cpu.conv import (
-    depthwise_conv,
-    depthwise_kernel_gradient,
-    phase_conv,
-    phase_input_gradient,
-    phase_kernel_gradient,
+    by_phases,
     plain_winograd_conv,
+    plain_winograd_gradient,
     pointwise_conv,
     tap_kernel_gradient,
+    winograd_column_conv,
+    winograd_row_conv,
 )
 from flaxzoo.ops.cpu.dense import column_conv, paired_conv, row_conv, wide_conv
+from flaxzoo.ops.cpu.groups import depthwise_conv, depthwise_kernel_gradient
 from flaxzoo.ops.cpu.products import product
-from flaxzoo.ops.cpu.winograd import winograd_kernel_gradient
 from flaxzoo.ops.gpu.conv import pointwise_input_gradient, thin_conv
 from flaxzoo.ops.native import (
     Geometry,
@@ -81,21 +81,15 @@ def gradient(name: str, native: Callable, ours: Callable, x: Array, kernel: tupl
     """The gradient of a convolution, as autodiff gives it and by `ours`."""
     geometry, kernel = Geometry(**fields), Array(kernel, x.dtype)
     y = jax.eval_shape(partial(native_conv, geometry=geometry), x, kernel)
-    like, arrays = (kernel, (x, y)) if native is native_kernel_gradient else (x, (y, kernel))
-    like = jax.core.ShapedArray(like.shape, like.dtype)
-    return Lever(name, *(partial(f, like=like, geometry=geometry) for f in (native, ours)), arrays)
+    aval, arrays = (kernel, (x, y)) if native is native_kernel_gradient else (x, (y, kernel))
+    return Lever(name, *(partial(f, aval=aval, geometry=geometry) for f in (native, ours)), arrays)
 
 
 tap_gradient = partial(gradient, native=native_kernel_gradient, ours=tap_kernel_gradient)
-phase_gradient = partial(gradient, native=native_input_gradient, ours=phase_input_gradient)
+input_gradient = partial(gradient, native=native_input_gradient, ours=by_phases)
 pointwise_gradient = partial(gradient, native=native_input_gradient, ours=pointwise_input_gradient)
-winograd_gradient = partial(
-    gradient,
-    native=native_kernel_gradient,
-    ours=lambda x, cotangent, like, geometry: winograd_kernel_gradient(x, cotangent, geometry.padding, like.shape[:2]),
-)
+winograd_gradient = partial(gradient, native=native_kernel_gradient, ours=plain_winograd_gradient)
 depthwise_gradient = partial(gradient, native=native_kernel_gradient, ours=depthwise_kernel_gradient)
-phase_kernel_gradients = partial(gradient, native=native_kernel_gradient, ours=phase_kernel_gradient)
 row_gradient, column_gradient, thin_gradient = (
     partial(gradient, native=native_kernel_gradient, ours=partial(kernel_gradient_of, lowering))
     for lowering in (row_conv, column_conv, thin_conv)
@@ -176,24 +170,19 @@ CPU_LEVERS = (
     forward('winograd, 128 -> 128 @28', plain_winograd_conv, cpu(28, 28, 128), (3, 3, 128, 128), **SAME),
     forward('winograd, 512 -> 512 @7', plain_winograd_conv, cpu(7, 7, 512), (3, 3, 512, 512), **SAME),
     forward('wide, 3x3 32 -> 32 @149', wide_conv, cpu(149, 149, 32), (3, 3, 32, 32)),
-    forward('winograd, 5x5 48 -> 64 @35', plain_winograd_conv, cpu(35, 35, 48), (5, 5, 48, 64), padding=(2, 2)),
-    forward('winograd, 5x5 64 -> 192 @27', plain_winograd_conv, cpu(27, 27, 64), (5, 5, 64, 192), padding=(2, 2)),
-    forward('winograd, 7x1 192 -> 192 @17', plain_winograd_conv, cpu(17, 17, 192), (7, 1, 192, 192), padding=(3, 0)),
-    forward('winograd, 1x7 192 -> 192 @17', plain_winograd_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
     forward('winograd, 1x3 384 -> 384 @8', plain_winograd_conv, cpu(8, 8, 384), (1, 3, 384, 384), padding=(0, 1)),
-    forward('phases, 3x3 s2 288 -> 384 @35', phase_conv, cpu(35, 35, 288), (3, 3, 288, 384), stride=(2, 2)),
-    forward('phases, 3x3 s2 128 -> 128 @56', phase_conv, cpu(56, 56, 128), (3, 3, 128, 128), stride=(2, 2), **SAME),
-    forward('wide, 5x5 16 -> 32 @28', wide_conv, cpu(28, 28, 16), (5, 5, 16, 32), padding=(2, 2)),
+    forward('wide, 5x5 64 -> 192 @27', wide_conv, cpu(27, 27, 64), (5, 5, 64, 192), padding=(2, 2)),
+    forward('winograd, 1x7 192 -> 192 @17', winograd_row_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
+    forward('winograd, 7x1 192 -> 192 @17', winograd_column_conv, cpu(17, 17, 192), (7, 1, 192, 192), padding=(3, 0)),
+    forward('rows, 3x3 s2 128 -> 128 @56', row_conv, cpu(56, 56, 128), (3, 3, 128, 128), stride=(2, 2), **SAME),
+    forward('rows, 3x3 s2 288 -> 384 @35', row_conv, cpu(35, 35, 288), (3, 3, 288, 384), stride=(2, 2)),
     forward('rows, 3x3 s2 64 -> 96 @147', row_conv, cpu(147, 147, 64), (3, 3, 64, 96), stride=(2, 2)),
     forward('rows, 7x7 s2 3 -> 64 @224', row_conv, cpu(224, 224, 3), (7, 7, 3, 64), **STEM),
-    forward('rows, 3x3 3 -> 64 @224', row_conv, cpu(224, 224, 3), (3, 3, 3, 64), **SAME),
     forward('rows, 3x3 s2 3 -> 32 @299', row_conv, cpu(299, 299, 3), (3, 3, 3, 32), stride=(2, 2)),
     tap_gradient('1x1 kernel gradient, 64 -> 256 @56', x=cpu(56, 56, 64), kernel=(1, 1, 64, 256)),
     tap_gradient('1x1 kernel gradient, 1024 -> 256 @14', x=cpu(14, 14, 1024), kernel=(1, 1, 1024, 256)),
+    tap_gradient('3x3 s2 kernel gradient, 256 @28', x=cpu(28, 28, 256), kernel=(3, 3, 256, 256), stride=(2, 2), **SAME),
     tap_gradient('3x3 s2 kernel gradient, 64 -> 96 @147', x=cpu(147, 147, 64), kernel=(3, 3, 64, 96), stride=(2, 2)),
-    phase_kernel_gradients(
-        'phases, 3x3 s2 kernel gradient, 256 @28', x=cpu(28, 28, 256), kernel=(3, 3, 256, 256), stride=(2, 2), **SAME
-    ),
     column_gradient(
         'columns, 7x1 kernel gradient, 192 @17', x=cpu(17, 17, 192), kernel=(7, 1, 192, 192), padding=(3, 0)
     ),
@@ -205,19 +194,15 @@ CPU_LEVERS = (
     winograd_gradient('winograd kernel gradient, 32 -> 64 @147', x=cpu(147, 147, 32), kernel=(3, 3, 32, 64), **SAME),
     winograd_gradient('winograd kernel gradient, 128 @28', x=cpu(28, 28, 128), kernel=(3, 3, 128, 128), **SAME),
     winograd_gradient('winograd kernel gradient, 512 @7', x=cpu(7, 7, 512), kernel=(3, 3, 512, 512), **SAME),
-    winograd_gradient(
-        'winograd kernel gradient, 5x5 48 -> 64 @35', x=cpu(35, 35, 48), kernel=(5, 5, 48, 64), padding=(2, 2)
-    ),
-    phase_gradient(
-        '3x3 s2 input gradient, 128 @56', x=cpu(56, 56, 128), kernel=(3, 3, 128, 128), stride=(2, 2), **SAME
-    ),
+    input_gradient('winograd input gradient, 128 @28', x=cpu(28, 28, 128), kernel=(3, 3, 128, 128), **SAME),
+    input_gradient('winograd input gradient, 512 @7', x=cpu(7, 7, 512), kernel=(3, 3, 512, 512), **SAME),
     batch_norm_gradients('batch norm and ReLU with gradients, 256 @56', cpu(56, 56, 256)),
     batch_norm_gradients('batch norm and ReLU with gradients, 1024 @14', cpu(14, 14, 1024)),
     forward('depthwise, 128 @56', depthwise_conv, cpu(56, 56, 128), (3, 3, 1, 128), groups=128, **SAME),
     depthwise_gradient(
         'depthwise kernel gradient, 128 @56', x=cpu(56, 56, 128), kernel=(3, 3, 1, 128), groups=128, **SAME
     ),
-    phase_gradient('depthwise input gradient, 128 @56', x=cpu(56, 56, 128), kernel=(3, 3, 1, 128), groups=128, **SAME),
+    input_gradient('depthwise input gradient, 128 @56', x=cpu(56, 56, 128), kernel=(3, 3, 1, 128), groups=128, **SAME),
     average_pool('average pool 3x3 s1, 192 @35', cpu(35, 35, 192), SAME_POOL),
     average_before('average pool 3x3 s1 and 1x1, 768 -> 192 @17', cpu(17, 17, 768), 192),
     relu_max_pool('ReLU and max pool 3x3 s1, 192 @35', cpu(35, 35, 192), SAME_POOL),
@@ -246,11 +231,15 @@ GPU_LEVERS = (
 )
 
 
+HEADER = ['lowering', 'native', 'flaxzoo', 'native / flaxzoo', 'native compiled, s', 'flaxzoo compiled, s']
+
+
 def measure(lever: Lever, runs: int) -> list:
     arrays = [jax.random.normal(jax.random.key(i), a.shape, a.dtype) for i, a in enumerate(lever.arrays)]
-    native, ours = jax.jit(lever.native), jax.jit(lever.flaxzoo)
+    (native, native_s), (ours, ours_s) = (compiled(f, *arrays) for f in (lever.native, lever.flaxzoo))
     times = interleave({'native': lambda: native(*arrays), 'flaxzoo': lambda: ours(*arrays)}, runs)
-    return [lever.name, *times.values(), f'{times["native"].median / times["flaxzoo"].median:.1f}']
+    ratio = times['native'].median / times['flaxzoo'].median
+    return [lever.name, *times.values(), f'{ratio:.1f}', f'{native_s:.2f}', f'{ours_s:.2f}']
 
 
 def main() -> None:
@@ -263,7 +252,7 @@ def main() -> None:
     batch, *_ = levers[0].arrays[0].shape
     rows = [measure(lever, args.runs) for lever in levers if fnmatch(lever.name, args.pattern)]
     print(f'{jax.devices()[0].device_kind}, batch {batch}, {levers[0].arrays[0].dtype}, ms')
-    print(table(['lowering', 'native', 'flaxzoo', 'native / flaxzoo'], rows))
+    print(table(HEADER, rows))
 
 
 if __name__ == '__main__':

@@ -38,6 +38,13 @@ def interleave(calls: Mapping[str, Callable[[], Any]], runs: int = 5) -> dict[st
     return {name: Timing(statistics.median(t), min(t), max(t)) for name, t in times.items()}
 
 
+def compiled(function: Callable, *arrays: Any) -> tuple[Callable, float]:
+    """The compiled jax function, and the seconds of the processor that compiling it took."""
+    program = jax.jit(function).lower(*arrays)
+    start = time.process_time()
+    return program.compile(), time.process_time() - start
+
+
 def table(header: list[str], rows: list[list[Any]]) -> str:
     """A Markdown table."""
     lines = [header, ['---'] * len(header), *rows]

@@ -1,24 +1,20 @@
 """Walking through traced computations."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
-import jax
-
-from flaxzoo.ops._jax import Jaxpr, JaxprEqn, Var
+from flaxzoo.ops._jax import Jaxpr, JaxprEqn, Var, inner_jaxprs
 
 __all__ = ['Jaxpr', 'JaxprEqn', 'Var', 'inner', 'nested']
 
 
 def inner(equation: JaxprEqn) -> Iterator[Jaxpr]:
     """The computations that an equation holds: a jit's, a remat's, the branches of a cond."""
-    for leaf in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, 'eqns')):
-        if hasattr(leaf, 'eqns'):
-            yield getattr(leaf, 'jaxpr', leaf)
+    return inner_jaxprs(SimpleNamespace(eqns=[equation]))
 
 
 def nested(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
     """`jaxpr` and all those within it."""
     yield jaxpr
-    for equation in jaxpr.eqns:
-        for each in inner(equation):
-            yield from nested(each)
+    for each in inner_jaxprs(jaxpr):
+        yield from nested(each)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaxzoo.layers import AveragedConv2d, Conv2d, Linear, SpaceToDepthConv2d, avg_pool2d
 from tests.ops.convolutions import arrays, assert_equal, relative
+from tests.optional import torch
 
 pytestmark = pytest.mark.usefixtures('x64')
 

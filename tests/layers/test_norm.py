@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from flaxzoo.layers import BatchNorm, local_response_norm
+from tests.optional import torch
 
 
 def variables(channels, seed=0, dtype=np.float64):

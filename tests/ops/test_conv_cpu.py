@@ -133,6 +133,19 @@ def test_winograd_conv(taps, data):
     assert_equal_with_gradients(partial(winograd_conv, padding=case[2].padding), *case)
 
 
+@pytest.mark.parametrize('flipped', [False, True])
+@pytest.mark.parametrize('taps', [(1, 7), (7, 1)])
+@settings(max_examples=5, deadline=None)
+@given(st.data())
+def test_winograd_of_seven_taps(taps, flipped, data):
+    *shapes, geometry = data.draw(convolutions(groups=1, kernel=taps, stride=(1, 1), dilation=(1, 1)))
+    x, kernel = arrays(*shapes)
+    lowering = conv_cpu.winograd_row_conv if taps == (1, 7) else conv_cpu.winograd_column_conv
+    given_kernel = kernel[::-1, ::-1].swapaxes(2, 3) if flipped else kernel
+    ours = jit(partial(lowering, geometry=geometry, flipped=flipped))(x, given_kernel)
+    assert_equal(ours, jit(partial(native_conv, geometry=geometry))(x, kernel))
+
+
 @pytest.mark.parametrize('taps', [(3, 3), (3, 1), (1, 3)])
 @settings(max_examples=5, deadline=None)
 @given(st.data())

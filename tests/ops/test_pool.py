@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +21,7 @@ from flaxzoo.ops.pool import (
     tap_max_pool,
 )
 from tests.compiling import jit
+from tests.optional import F, torch
 
 
 @st.composite

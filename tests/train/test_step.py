@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 import flaxzoo
+from tests.optional import torch
 from train.augment import augment, normalise
 from train.config import default_config
 from train.optim import make_optimizer

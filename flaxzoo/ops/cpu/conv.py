@@ -29,7 +29,7 @@ from flaxzoo.ops.cpu.groups import (
 )
 from flaxzoo.ops.cpu.phases import phase_input_gradient
 from flaxzoo.ops.cpu.products import product, transposed_product
-from flaxzoo.ops.cpu.winograd import IMAGE, winograd_conv, winograd_kernel_gradient
+from flaxzoo.ops.cpu.winograd import IMAGE, long_row_conv, winograd_conv, winograd_kernel_gradient
 from flaxzoo.ops.native import (
     Geometry,
     input_gradient_of,
@@ -111,6 +111,16 @@ def flipped_winograd_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry
     return winograd_conv(x, kernel, geometry.padding, flipped=True)
 
 
+def winograd_row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, flipped: bool = False) -> jax.Array:
+    return long_row_conv(x, kernel, geometry.padding, flipped)
+
+
+def winograd_column_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, flipped: bool = False) -> jax.Array:
+    """That of a row with the image on its side."""
+    turned = x.swapaxes(1, 2), kernel.swapaxes(0, 1), geometry.padding[::-1]
+    return long_row_conv(*turned, flipped).swapaxes(1, 2)
+
+
 def plain_winograd_gradient(
     x: jax.Array, cotangent: jax.Array, *, aval: jax.ShapeDtypeStruct, geometry: Geometry
 ) -> jax.Array:
@@ -162,7 +172,12 @@ def fits_winograd(c: Convolution, channels: int = WINOGRAD_CHANNELS) -> bool:
 
     The arithmetic saved goes with C * O, the additional memory written with C + O; `channels` bounds their ratio.
     """
-    plain = max(c.taps) > 1 and IMAGE.keys() >= set(c.taps) and c.geometry == Geometry(padding=c.geometry.padding)
+    few_taps = max(c.taps) > 1 and IMAGE.keys() >= set(c.taps)
+    return few_taps and has_channels_for_winograd(c, channels)
+
+
+def has_channels_for_winograd(c: Convolution, channels: int = WINOGRAD_CHANNELS) -> bool:
+    plain = c.geometry == Geometry(padding=c.geometry.padding)
     return plain and c.float32 and c.inputs * c.outputs >= channels * (c.inputs + c.outputs)
 
 
@@ -228,6 +243,16 @@ UNGROUPED = (
     Lowering(lambda c: c.pointwise, pointwise_conv, flipped_pointwise_conv),
     Lowering(lambda c: is_small(c) or not c.float32, native_conv),
     Lowering(fits_winograd, plain_winograd_conv, flipped_winograd_conv),
+    Lowering(
+        lambda c: c.taps == (1, 7) and has_channels_for_winograd(c),
+        winograd_row_conv,
+        partial(winograd_row_conv, flipped=True),
+    ),
+    Lowering(
+        lambda c: c.taps == (7, 1) and has_channels_for_winograd(c),
+        winograd_column_conv,
+        partial(winograd_column_conv, flipped=True),
+    ),
     Lowering(lambda c: c.strided or is_row(c), row_conv),
     Lowering(is_column, column_conv),
     Lowering(lambda c: not is_thin(c), wide_conv),
