@@ -7,15 +7,24 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import flaxzoo
+from flaxzoo.models import densenet
 from flaxzoo.weights.convert import template
 from tests.compiling import jit
 from tests.models.cases import FAST, images, shapes
 
 pytestmark = pytest.mark.usefixtures('forget_compiled')
 
+
+def dense_norms(name):
+    """A DenseNet's norms of maps that others read too; each stands before its convolution."""
+    names = ('.'.join(path[1:-1]) for path in flatten_dict(shapes(name)))
+    return {norm for norm in names if norm.split('.')[-1] in ('norm', 'norm1', 'norm5')}
+
+
 NORMALISED = [name for name in flaxzoo.list_models() if 'batch_stats' in shapes(name)]
-# What stays: the norms of auxiliary heads, which evaluation does not run, and one that follows a linear layer.
+# What stays: the norms of auxiliary heads, which evaluation does not run, and those that follow no convolution.
 LEFT = {
+    **{name: dense_norms(name) for name in densenet.VARIANTS},
     'googlenet': {'aux1.conv.bn', 'aux2.conv.bn'},
     'inception_v3': {'AuxLogits.conv0.bn', 'AuxLogits.conv1.bn'},
     'inception_resnet_v1': {'last_bn'},

@@ -1,7 +1,6 @@
 """A fresh network is drawn from torchvision's distributions, so that training from scratch starts alike."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,9 @@ FIELDS = {'googlenet': {'init_weights': True}, 'inception_v3': {'init_weights': 
 NAMES = [
     'squeezenet1_0',
     'googlenet',
+    'mobilenet_v3_small',
+    'efficientnet_b0',
+    'densenet121',
     *(pytest.param(n, marks=pytest.mark.slow) for n in ('inception_v3', 'alexnet', 'vgg11')),
 ]
 
@@ -22,8 +24,7 @@ NAMES = [
 def test_spread_and_range_of_every_parameter(name):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, **FIELDS.get(name, {})).state_dict()
-    # Parameters do not depend on the size of the image.
-    variables = jax.jit(flaxzoo.create(name).init)(jax.random.key(0), jnp.zeros((1, 75, 75, 3)))
+    variables = flaxzoo.init(flaxzoo.create(name), jax.random.key(0))
     for key, ours in to_torch(variables).items():
         expected = theirs[key].numpy()
         spread = float(expected.std())
@@ -32,5 +33,5 @@ def test_spread_and_range_of_every_parameter(name):
         elif ours.size >= 500:
             assert abs(ours.mean() - expected.mean()) < 0.25 * spread, key
             assert ours.std() == pytest.approx(spread, rel=0.15), key
-            # A uniform and a normal distribution of one spread differ in this.
-            assert np.abs(ours).max() == pytest.approx(float(np.abs(expected).max()), rel=0.4), key
+            # The largest of a uniform distribution is 1.7 spreads, of a normal one 3 to 5, as chance has it.
+            assert 0.6 < np.abs(ours).max() / np.abs(expected).max() < 1.6, key

@@ -23,6 +23,7 @@ SMALLEST = {
     'inception_resnet_v1': (75, 75),
     'inception_resnet_v2': (75, 75),
     'xception': (7, 7),
+    'densenet121': (29, 29),
 }
 CASES = [(name, train, sizes[train]) for name, sizes in SMALLEST.items() for train in (False, True)]
 
