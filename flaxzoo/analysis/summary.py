@@ -1,20 +1,13 @@
 """What a network costs: parameters and multiply-adds, without computing anything."""
 
-<<<<<<< HEAD
 import math
-=======
->>>>>>> tv2
 from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-<<<<<<< HEAD
 from flaxzoo.analysis.jaxprs import Jaxpr, JaxprEqn, inner
-=======
-from flaxzoo.layers import Conv2d, Linear
->>>>>>> tv2
 from flaxzoo.weights.convert import template
 
 # Our convolutions: (image, kernel (kh, kw, C // groups, O)).
@@ -25,12 +18,8 @@ CONVOLUTIONS = ('conv2d', 'differentiated_conv2d')
 class Summary:
     """`parameters` counts the leaves of 'params'; `macs` the multiply-adds of one image's evaluation.
 
-<<<<<<< HEAD
     Multiply-adds are those of convolutions and matrix products, attention's included, which torchvision publishes as
     GFLOPS (x 1e-9).
-=======
-    Multiply-adds are those of convolutions and linear layers, which torchvision publishes as GFLOPS (x 1e-9).
->>>>>>> tv2
     """
 
     parameters: int
@@ -41,7 +30,6 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> S
     """Costs of `model` on one image of `input_shape`, (1, H, W, C); the default has the model's `image_size`."""
     shape = input_shape or (1, model.image_size, model.image_size, 3)
     variables = template(model, shape)
-<<<<<<< HEAD
     traced = jax.make_jaxpr(model.apply)(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
     return Summary(sum(leaf.size for leaf in jax.tree.leaves(variables['params'])), _macs(traced.jaxpr))
 
@@ -71,19 +59,3 @@ def _macs_of(equation: JaxprEqn) -> int:
 
 def _size(value: Any) -> int:
     return math.prod(value.aval.shape)
-=======
-    macs = 0
-
-    def count(call, args, kwargs, context):
-        nonlocal macs
-        out = call(*args, **kwargs)
-        if isinstance(context.module, (Conv2d, Linear)) and context.method_name == '__call__':
-            # Every output value takes one multiply-add for each weight of its channel.
-            kernel = context.module.get_variable('params', 'kernel')
-            macs += out.size * int(np.prod(kernel.shape[:-1]))
-        return out
-
-    with nn.intercept_methods(count):
-        jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
-    return Summary(sum(leaf.size for leaf in jax.tree.leaves(variables['params'])), macs)
->>>>>>> tv2
