@@ -115,7 +115,7 @@ def _folds_and_is_counted(setup):
     names = [path[-1].key for path, _ in jax.tree.leaves_with_path(setup.zeros)]
     left = [path[-1].key for path, _ in jax.tree.leaves_with_path(folded)]
     if 'var' in names:
-        assert left.count('folded_bias') > 0.8 * names.count('var')
+        assert left.count('folded_bias') > 0.4 * names.count('var')  # DenseNet's come before convolutions
     out = jax.eval_shape(setup.model.apply, folded, setup.image)
     assert out.dtype == setup.dtype
     summary = summarize(setup.model, shape)
