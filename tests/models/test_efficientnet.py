@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import flaxzoo
+import reference
 from flaxzoo.layers import Norm, StochasticDepth
 from flaxzoo.models.efficientnet import FusedMBConv, MBConv
-from tests import reference
 
 
 def rates(model):

@@ -19,7 +19,7 @@ import flaxzoo
 from flaxzoo.analysis.parity import compare, randomise
 from flaxzoo.layers import Conv2d, Norm, SqueezeExcite, max_pool2d
 from flaxzoo.models import densenet, efficientnet, mobilenet_v3
-from tests.reference import exact
+from reference import exact
 
 RE, HS = nn.relu, nn.hard_swish
 ROWS = ((5, 16, 16, True, RE, 2), (3, 40, 24, True, HS, 2), (5, 48, 24, True, HS, 1))

@@ -10,8 +10,8 @@ import torch
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import flaxzoo
+import reference
 from flaxzoo.analysis.parity import randomise
-from tests import reference
 from tests.compiling import jit
 from tests.models.cases import images
 
