@@ -98,8 +98,10 @@ def test_forward_and_backward_under_jit_with_remat(name):
     for path, leaf in jax.tree_util.tree_leaves_with_path(new):
         assert np.isfinite(leaf).all(), path
     np.testing.assert_allclose(loss, loss_remat, rtol=1e-5)
+    # A norm's bias that a linear layer and another norm follow has a gradient of zero in theory, and of rounding.
+    noise = 1e-12 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads_remat), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max())
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=max(1e-4 * np.abs(a).max(), noise))
 
 
 @pytest.mark.parametrize('name', ALL_MODELS)
