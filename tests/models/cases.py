@@ -35,7 +35,6 @@ FAST = (
     'resnet18',
     'resnext29_32x4d',
     'resnext50_32x4d',
-    'densenet121',
     'mobilenet_v3_small',
     'efficientnet_b0',
 )

@@ -22,7 +22,7 @@ from train.step import make_train_step
 
 OPTIONS = ('remat', 'freeze_batch_norm', 'axis_name', 'headless', 'one_channel', 'bfloat16', 'plain')
 # None and all together for every form; each alone and all pairs for one network, with one block a stage.
-CASES = [(name, options) for name in (*FAST, 'vit_b_32', 'swin_t') for options in ((), OPTIONS)]
+CASES = [(name, options) for name in (*FAST, 'densenet121', 'vit_b_32', 'swin_t') for options in ((), OPTIONS)]
 CASES += [('small', options) for count in (1, 2) for options in combinations(OPTIONS, count)]
 SMALL = {'layers': (1, 1, 1, 1), 'image_size': 64}
 
