@@ -2,6 +2,7 @@
 
     python -m benchmarks.models_table                 # all; the largest take 13 GiB to compile
     python -m benchmarks.models_table 'resne*'
+    python -m benchmarks.models_table --costs 'vit_*' # parameters and multiply-adds alone, in seconds
 
 The error is the largest relative difference, max|a - b| / max|b| of a tensor, over the outputs of all modules, and for
 the training step over the loss, all gradients and the updated statistics too. Images are random and not square,
@@ -21,30 +22,30 @@ from flaxzoo.analysis.summary import summarize
 from tests.models.cases import images, labels
 
 
-def row(name: str) -> list[str]:
+def costs_of(name: str) -> list[str]:
+    model = flaxzoo.create(name)
+    costs = summarize(model)
+    return [f'`{name}`', f'{costs.parameters:,}', f'{costs.macs / 1e9:.2f} @{model.image_size}']
+
+
+def errors_of(name: str) -> list[str]:
     model = flaxzoo.create(name)
     module = randomise(reference.build(name))
     x, y = images(name), labels(name)
-    costs = summarize(model)
     step = compare(model, module, x, train=True, labels=y)
     evaluation = compare(model, module, x)
     single = compare(model, module, x, dtype='float32')
-    return [
-        f'`{name}`',
-        f'{costs.parameters:,}',
-        f'{costs.macs / 1e9:.2f} @{model.image_size}',
-        f'{evaluation.error:.0e}',
-        f'{step.error:.0e}',
-        f'{single.error:.0e}',
-    ]
+    return [f'{report.error:.0e}' for report in (evaluation, step, single)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('pattern', nargs='?', default='*')
+    parser.add_argument('--costs', action='store_true', help='leave the errors out')
+    arguments = parser.parse_args()
     rows = []
-    for name in flaxzoo.list_models(parser.parse_args().pattern):
-        rows.append(row(name))
+    for name in flaxzoo.list_models(arguments.pattern):
+        rows.append(costs_of(name) + ([''] * 3 if arguments.costs else errors_of(name)))
         print(*rows[-1], file=sys.stderr, flush=True)
         jax.clear_caches()  # the largest networks take gigabytes to compile
     header = ['model', 'parameters', 'GMACs', 'evaluation, float64', 'training step, float64', 'evaluation, float32']
