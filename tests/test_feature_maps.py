@@ -22,7 +22,8 @@ TORCHVISION = {
     'alexnet': ('features.0', 'features.5', 'avgpool', 'classifier.1', 'classifier'),
     'vgg11_bn': ('features.0', 'features.1', 'features.3', 'features', 'classifier.4'),
     'squeezenet1_1': ('features.2', 'features.4.expand3x3', 'classifier.2'),
-    'googlenet': ('conv2.bn', 'maxpool2', 'inception3a.branch2.0', 'inception4a.branch4.0', 'inception4a.branch4'),
+    # Not 'conv2.bn': torch's functional ReLU works on it in place.
+    'googlenet': ('conv2.conv', 'maxpool2', 'inception3a.branch2.0', 'inception4a.branch4.0', 'inception4a.branch4'),
     'resnet18': ('conv1', 'bn1', 'maxpool', 'layer2.0.downsample.1', 'layer3.1.conv2', 'layer1.0', 'fc'),
     'resnext50_32x4d': ('layer1.2.bn3', 'layer4.0.downsample'),
     'inception_v3': ('maxpool1', 'Mixed_5b.branch_pool', 'Mixed_6b.branch7x7_2.conv'),
