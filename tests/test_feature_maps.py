@@ -17,6 +17,8 @@ from flaxzoo.analysis.parity import randomise
 from tests.compiling import jit
 from tests.models.cases import images
 
+pytestmark = pytest.mark.usefixtures('forget_compiled')
+
 # Of torchvision's networks: names inside of blocks and Sequentials beside the stages.
 TORCHVISION = {
     'alexnet': ('features.0', 'features.5', 'avgpool', 'classifier.1', 'classifier'),
