@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test; must run before jax touches a device. What tests of whole networks share."""
+"""Eight virtual CPU devices for every test, which must be asked for before jax touches a device; a shared fixture."""
 
 from collections.abc import Iterator
 
