@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from flaxzoo.preset import preset_of
 from flaxzoo.registry import MODELS, lookup, suggest
@@ -23,6 +24,7 @@ from flaxzoo.weights.errors import WeightsError
 from flaxzoo.weights.files import candidates, read_weights
 from flaxzoo.weights.own import own_network, stated_fields
 from flaxzoo.weights.source import Source, is_default, is_file_name, parse, split
+from flaxzoo.weights.state_dicts import StateDict, find, parts
 
 logger = logging.getLogger('flaxzoo')
 
@@ -73,7 +75,8 @@ def load(
       weights: a tag of the catalogue ('IMAGENET1K_V2'; 'DEFAULT' is the source's best), the path of a file that
         `read_weights` reads, its URL, 'hf-hub:OWNER/NAME[@REVISION][/FILE]', or {torch name: array}. A file in the
         current directory needs a suffix ('x.pth') or './' before its name.
-      key: which state dict of a file that holds several ('model', 'ema.state_dict'); the default is the one that fits.
+      key: which state dict of a file that holds several ('model', 'ema.state_dict'), or a prefix of names in one
+        ('encoder_q', 'model.backbone'); the default is the one that fits.
       num_classes: the default is the release's or the file's. With another number, the head is initialised anew.
       in_channels: channels of the images. If the file's first convolution takes three, it is summed over them (for 1)
         or they are repeated and scaled by 3 / in_channels, as timm does.
@@ -130,16 +133,16 @@ def load_with_report(
     if source.release and source.release.crop and lookup(name).func.fixed_size:
         fields = {'image_size': source.release.crop, **fields}
     copy = source.fetch(offline, refresh)
-    found = _shapes(source, copy)
+    found = _candidates(source, copy, key)
     architecture = Architecture(name, fields, in_channels)
-    key = choose(found, architecture, key)
-    classes = _classes(source, copy, architecture, found[key]) if num_classes is None else num_classes
+    key = choose({name: weights.shapes for name, weights in found.items()}, architecture, key)
+    classes = _classes(source, copy, architecture, found[key].shapes) if num_classes is None else num_classes
     if classes is not None:
         architecture = Architecture(name, {**fields, 'num_classes': classes}, in_channels)
     try:
         fitted, changes = adapt(
             architecture,
-            read_weights(copy.path, key) if source.content is None else source.content,
+            read_weights(copy.path, key) if source.content is None else dict(found[key]),
             replace_head=num_classes is not None,
             label_offset=source.release.label_offset if source.release else 0,
         )
@@ -172,12 +175,13 @@ def _check_arguments(name: Any, in_channels: Any, fields: Mapping[str, Any]) -> 
         raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
 
 
-def _shapes(source: Source, copy: Copy) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
-    """{key: {name: shape}} of the state dicts that were given."""
+def _candidates(source: Source, copy: Copy, key: str | None) -> Mapping[str, StateDict]:
+    """The state dicts that were given, by their keys; of a dict the parts are such too, as in a file."""
     if source.content is not None:
-        return {'': {key: value.shape for key, value in source.content.items()}}
+        content = StateDict(source.content, np.asarray, {})
+        return parts(find(source.content, np.asarray) or {'': content}, key)
     try:
-        return {key: weights.shapes for key, weights in candidates(copy.path).items()}
+        return candidates(copy.path, key)
     except WeightsError as error:
         if source.kind == 'file':
             raise

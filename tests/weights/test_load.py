@@ -351,3 +351,17 @@ def test_the_package_has_its_data(tmp_path):
     assert (folder / 'imagenet_classes.txt').is_file()
     shutil.copy(folder / 'catalog.csv', tmp_path)
     assert json.dumps([row.tag for row in catalog.releases()])
+
+
+@pytest.mark.parametrize('count', [2, 5])
+def test_one_of_several_networks_in_a_dict(count):
+    fields = {'layers': (1, 1, 1, 1), 'num_classes': 7}
+    model = flaxzoo.create('resnet18', **fields)
+    every = [flaxzoo.init(model, jax.random.key(seed)) for seed in range(count)]
+    weights = {
+        f'nets.n{i}.{name}': value for i, one in enumerate(every) for name, value in flaxzoo.to_torch(one).items()
+    }
+    with pytest.raises(ValueError, match=r'nets\.n0.* key='):
+        flaxzoo.load('resnet18', weights, **fields)
+    _, variables = flaxzoo.load('resnet18', weights, key='nets.n1', **fields)
+    jax.tree.map(np.testing.assert_array_equal, variables, every[1])
