@@ -83,7 +83,8 @@ def load(
       rng: key or seed for what is initialised anew.
       offline: use cached files only; None follows the environment variable FLAXZOO_OFFLINE.
       refresh: download the file even if it is in the cache.
-      **fields: other fields of the network. Tensors of a part that they switch off (`aux_logits=False`) are dropped.
+      **fields: other fields of the network, over those that the file itself states of this network. Tensors of a part
+        that they switch off (`aux_logits=False`) are dropped.
 
     Returns:
       (model, variables): `model.apply(variables, x)` gives logits for `x` prepared by `flaxzoo.transforms(model)`.
@@ -123,20 +124,20 @@ def load_with_report(
 ) -> tuple[nn.Module, dict[str, Any], LoadReport]:
     """`load`, with a report of what was new, adapted or dropped as the third result."""
     name, weights = split(name, weights)
-    stated: Mapping[str, Any] = {}
     if is_file_name(name) and is_default(weights):
         weights = os.path.expanduser(os.fspath(name))
-        name, stated = own_network(weights)
+        name = own_network(weights)
     _check_arguments(name, in_channels, fields)
-    fields = {**stated, **fields}
     source = parse(name, weights)
     if source.release and source.release.crop and lookup(name).func.fixed_size:
         fields = {'image_size': source.release.crop, **fields}
     copy = source.fetch(offline, refresh)
+    if copy.path:
+        fields = {**stated_fields(copy.path, name), **fields}
     found = _candidates(source, copy, key)
     architecture = Architecture(name, fields, in_channels)
-    key = choose({name: weights.shapes for name, weights in found.items()}, architecture, key)
-    classes = _classes(source, copy, architecture, found[key].shapes) if num_classes is None else num_classes
+    key = choose({place: weights.shapes for place, weights in found.items()}, architecture, key)
+    classes = _classes(source, architecture, found[key].shapes) if num_classes is None else num_classes
     if classes is not None:
         architecture = Architecture(name, {**fields, 'num_classes': classes}, in_channels)
     try:
@@ -189,16 +190,13 @@ def _candidates(source: Source, copy: Copy, key: str | None) -> Mapping[str, Sta
         raise WeightsError(f'{error} ({again})') from error
 
 
-def _classes(
-    source: Source, copy: Copy, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]
-) -> int | None:
-    """The number of classes that the release, the file's metadata or its heads have; None is the network's own."""
+def _classes(source: Source, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The number of classes that the release, the fields or the file's heads have; None is the network's own."""
     if source.release:
         return source.release.classes or None
     if 'num_classes' in architecture.fields:
         return architecture.fields['num_classes']
-    stated = stated_fields(copy.path).get('num_classes') if copy.path else None
-    return stated if isinstance(stated, int) else classes_of(shapes, architecture)
+    return classes_of(shapes, architecture)
 
 
 def _log(name: str, report: LoadReport) -> None:

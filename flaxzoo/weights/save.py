@@ -34,6 +34,7 @@ from flaxzoo.registry import create
 from flaxzoo.weights import safetensors_file
 from flaxzoo.weights.convert import template, to_torch, torch_names, torch_shape
 from flaxzoo.weights.errors import WeightsError
+from flaxzoo.weights.own import as_json
 
 logger = logging.getLogger('flaxzoo')
 
@@ -137,14 +138,21 @@ def _origin(model: nn.Module) -> dict[str, str]:
     own = [field.name for field in dataclasses.fields(model) if field.compare and field.name not in NOT_OF_THE_WEIGHTS]
     fields = {key: getattr(model, key) for key in own if getattr(model, key) != getattr(standard, key)}
     fields['num_classes'] = model.num_classes
-    try:
-        origin = {'flaxzoo.model': name, 'flaxzoo.fields': json.dumps(fields, sort_keys=True)}
-        if model.preset:
-            origin['flaxzoo.preset'] = json.dumps(dataclasses.asdict(model.preset), sort_keys=True)
-        return origin
-    except TypeError:
-        logger.warning('the file will not say what network it is of: its fields %s are no JSON', ', '.join(fields))
+    written = {key: _json(value) for key, value in fields.items()}
+    if unknown := [f'{key}={fields[key]!r}' for key, text in written.items() if text is None]:
+        logger.warning('the file will not say what network it is of, as JSON cannot hold %s', ', '.join(unknown))
         return {}
+    origin = {'flaxzoo.model': name, 'flaxzoo.fields': json.dumps(fields, sort_keys=True, default=as_json)}
+    if model.preset:
+        origin['flaxzoo.preset'] = json.dumps(dataclasses.asdict(model.preset), sort_keys=True)
+    return origin
+
+
+def _json(value: Any) -> str | None:
+    try:
+        return json.dumps(value, default=as_json)
+    except TypeError:
+        return None
 
 
 def _remove_abandoned(path: Path) -> None:

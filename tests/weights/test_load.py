@@ -353,6 +353,19 @@ def test_the_package_has_its_data(tmp_path):
     assert json.dumps([row.tag for row in catalog.releases()])
 
 
+def test_a_file_states_the_fields_of_its_network(tmp_path):
+    path = tmp_path / 'x.safetensors'
+    model = flaxzoo.create('resnet18', layers=(1, 1, 1, 1), num_classes=3)
+    variables = flaxzoo.init(model, jax.random.key(0))
+    flaxzoo.save(path, variables, model=model)
+    assert flaxzoo.load('resnet18', path)[0] == flaxzoo.load(path)[0] == model
+    assert flaxzoo.load('resnet18', path, num_classes=5)[0] == model.clone(num_classes=5)
+    with pytest.raises(flaxzoo.ConversionError, match='do not fit'):
+        flaxzoo.load('resnet18', path, layers=(1, 1, 1, 2))
+    with pytest.raises(flaxzoo.ConversionError, match='do not fit resnet34'):
+        flaxzoo.load('resnet34', path)
+
+
 @pytest.mark.parametrize('count', [2, 5])
 def test_one_of_several_networks_in_a_dict(count):
     fields = {'layers': (1, 1, 1, 1), 'num_classes': 7}
