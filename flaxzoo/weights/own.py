@@ -25,7 +25,7 @@ def own_network(path: str | os.PathLike) -> str:
         raise FileNotFoundError(f'there is no file {path}')
     name = read_metadata(path).get('flaxzoo.model')
     if not name:
-        raise WeightsError(f'{path} does not say what network it is of: flaxzoo.load(NAME, {str(path)!r})')
+        raise WeightsError(f'{path} does not say what network it is of; name it: flaxzoo.load(NAME, {str(path)!r})')
     return name
 
 
