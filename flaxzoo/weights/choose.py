@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from flaxzoo.registry import suggest
 from flaxzoo.weights.adapt import Architecture, fitness
-from flaxzoo.weights.dialects import dialects, find
+from flaxzoo.weights.dialects import dialects, find, unwrap
 from flaxzoo.weights.errors import ConversionError, WeightsError
 
 logger = logging.getLogger('flaxzoo')
@@ -58,7 +58,7 @@ def choose(candidates: Mapping[str, Shapes], architecture: Architecture, key: st
 
 def classes_of(shapes: Shapes, architecture: Architecture) -> int | None:
     """The number of classes of the heads in a state dict; None if it has none that is known, or of several widths."""
-    heads = architecture.heads().keys()
+    heads, shapes = architecture.heads().keys(), unwrap(shapes)
     try:
         reading = find(shapes, architecture.shapes(), heads, dialects(architecture.name))
     except ConversionError:  # adapt says what is wrong with it
