@@ -366,6 +366,11 @@ def test_a_file_states_the_fields_of_its_network(tmp_path):
         flaxzoo.load('resnet34', path)
 
 
+def test_parts_of_another_network_are_not_offered():
+    with pytest.raises(flaxzoo.ConversionError, match='They resemble densenet121 most'):
+        flaxzoo.load('resnet34', torchvision.models.densenet121().state_dict())
+
+
 @pytest.mark.parametrize('count', [2, 5])
 def test_one_of_several_networks_in_a_dict(count):
     fields = {'layers': (1, 1, 1, 1), 'num_classes': 7}
