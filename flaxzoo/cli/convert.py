@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Counters and index tables are no weights for us, but torch expects some of them.
     names = {key: changes.renamed.get(key, key) for key in weights if is_buffer(architecture.build(), key)}
     fitted |= {name: weights[key] for key, name in names.items() if key not in changes.dropped}
+    fitted = {**architecture.build().buffers(), **fitted}
     kept = {key: text for key, text in read_metadata(arguments.input).items() if key not in OF_THE_FILE}
     write_weights(arguments.output, fitted, kept if arguments.output.endswith('.safetensors') else None)
     print(f'{arguments.output}: {len(fitted)} tensors of {model}; {changes}')

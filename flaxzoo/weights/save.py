@@ -51,7 +51,7 @@ def save(
 ) -> None:
     """Writes the variables of a network under torch's names, so that PyTorch can load them.
 
-        model.load_state_dict(safetensors.torch.load_file(path), strict=True)
+        module.load_state_dict(safetensors.torch.load_file(path), strict=True)
 
     The file appears whole or not at all: it is written under another name, flushed to disk and renamed. Equal variables
     give equal bytes.
@@ -61,7 +61,8 @@ def save(
       variables: {'params': ..., 'batch_stats': ...}.
       metadata: kept in the header of a safetensors file; values that are no strings are written as JSON.
       model: the network that they are of. None of its variables may be missing then, and a safetensors file says by
-        which name and fields `flaxzoo.create` builds it, so that `flaxzoo.load(path)` needs no others.
+        which name and fields `flaxzoo.create` builds it, so that `flaxzoo.load(path)` needs no others. Buffers that it
+        computes itself (Swin's) are written too, as torch's strict loading wants them.
 
     Raises:
       ConversionError: the variables have no torch names.
@@ -74,6 +75,7 @@ def save(
         raise WeightsError(f"{path}: the variables {sorted(variables)} have no 'params'")
     if model is not None:
         _check(path, model, weights)
+        weights = to_torch(variables, model)
         if Path(path).suffix == '.safetensors':
             metadata = {**_origin(model), **(metadata or {})}
     write_weights(path, dict(sorted(weights.items())), metadata)
