@@ -40,8 +40,7 @@ class FeatureExtractor(nn.Module):
     names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.network, Network):
-            raise TypeError(f'expected a network of flaxzoo.create, got {type(self.network).__name__}')
+        _check(self.network)
         if isinstance(self.names, str):
             raise TypeError(f'names is a sequence of names, not one: ({self.names!r},)')
         # A network that was built within another module would become that module's child.
@@ -131,7 +130,14 @@ def _shapes(network: Network, pixels: int) -> dict[str, tuple[int, ...]]:
 
 
 def _network(model: Network | str) -> Network:
-    return create(model) if isinstance(model, str) else model
+    network = create(model) if isinstance(model, str) else model
+    _check(network)
+    return network
+
+
+def _check(network: object) -> None:
+    if not isinstance(network, Network):
+        raise TypeError(f'expected a network of flaxzoo.create, got {type(network).__name__}')
 
 
 @lru_cache

@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
         if self.has_variable('params', 'folded_bias'):
             if train and not frozen:
                 raise ValueError(
-                    f'{"/".join(self.path)}: the variables are folded for inference (flaxzoo.fold_batch_norm) '
+                    f'{".".join(self.path)}: the variables are folded for inference (flaxzoo.fold_batch_norm) '
                     'and cannot be trained; train the original ones'
                 )
             return (x + self.get_variable('params', 'folded_bias')).astype(x.dtype)
@@ -96,7 +96,7 @@ class BatchNorm(nn.Module):
         count = math.prod(x.shape[:-1]) * (lax.axis_size(axis_name) if axis_name else 1)
         if surely_less(count, 2):
             raise ValueError(
-                f'{"/".join(self.path)}: batch statistics need more than one value a channel in training, '
+                f'{".".join(self.path)}: batch statistics need more than one value a channel in training, '
                 f'got x of shape {x.shape}; use a larger batch or image, or freeze the batch norms'
             )
         return *batch_moments(x, axis_name), count

@@ -150,7 +150,7 @@ def load_with_report(
     except ConversionError as error:
         raise ConversionError(f'{copy.path or source.place}: {error}') from None
     if changes.new:
-        rng = jax.random.key(rng) if isinstance(rng, int) else rng
+        rng = jax.random.key(rng) if isinstance(rng, int | np.integer) else rng
         fitted |= initialise(architecture, changes.new, rng)
     model = architecture.build().clone(preset=preset_of(source, copy.path, offline, refresh))
     report = LoadReport(copy.path, source.release, changes, key, copy.stamp.sha256, copy.stamp.revision)
@@ -172,7 +172,7 @@ def _check_arguments(name: Any, in_channels: Any, fields: Mapping[str, Any]) -> 
         near = suggest(field, list(inspect.signature(load).parameters)[1:-1]) if field not in known else ''
         if near:
             raise TypeError(f'load has no argument {field!r}{near}')
-    if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
+    if isinstance(in_channels, bool) or not isinstance(in_channels, int | np.integer) or in_channels < 1:
         raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
 
 

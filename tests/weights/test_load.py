@@ -366,6 +366,14 @@ def test_a_file_states_the_fields_of_its_network(tmp_path):
         flaxzoo.load('resnet34', path)
 
 
+def test_integers_of_numpy():
+    weights = flaxzoo.to_torch(flaxzoo.init(flaxzoo.create('squeezenet1_1'), jax.random.key(0)))
+    numbers = {'num_classes': np.int64(3), 'in_channels': np.int32(1), 'rng': np.uint8(1)}
+    _, variables = flaxzoo.load('squeezenet1_1', weights, **numbers)
+    _, again = flaxzoo.load('squeezenet1_1', weights, num_classes=3, in_channels=1, rng=1)
+    jax.tree.map(np.testing.assert_array_equal, variables, again)
+
+
 def test_parts_of_another_network_are_not_offered():
     with pytest.raises(flaxzoo.ConversionError, match='They resemble densenet121 most'):
         flaxzoo.load('resnet34', torchvision.models.densenet121().state_dict())
