@@ -282,5 +282,5 @@ def _at(tree, path):
 
 def test_no_network():
     for call in (flaxzoo.feature_info, flaxzoo.feature_names, flaxzoo.FeatureExtractor):
-        with pytest.raises(TypeError, match='expected a network of flaxzoo.create, got int'):
+        with pytest.raises(TypeError, match=r'expected a network of flaxzoo\.create, got int'):
             call(3)
