@@ -152,7 +152,8 @@ def load_with_report(
     if changes.new:
         rng = jax.random.key(rng) if isinstance(rng, int | np.integer) else rng
         fitted |= initialise(architecture, changes.new, rng)
-    model = architecture.build().clone(preset=preset_of(source, copy.path, offline, refresh))
+    model, preset = architecture.build(), preset_of(source, copy.path, offline, refresh)
+    model = model.clone(preset=preset.scaled(model.image_size) if preset and model.fixed_size else preset)
     report = LoadReport(copy.path, source.release, changes, key, copy.stamp.sha256, copy.stamp.revision)
     _log(name, report)
     return model, from_torch(model, fitted, input_shape=architecture.image()), report
