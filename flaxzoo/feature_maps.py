@@ -86,6 +86,7 @@ def features(
     Args:
       model: a network of `flaxzoo.create`.
       variables: its variables.
+      x: the images, normalised and floating.
       names: torch's names, see `feature_names`; the stages of `feature_info` by default.
       train: as when the network is called. With `mutable=['batch_stats']` the result is (maps, updated statistics);
         statistics of what is not computed stay as they are.

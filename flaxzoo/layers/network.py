@@ -145,7 +145,8 @@ def with_policy(model: Network, **policy: Any) -> Network:
         model = flaxzoo.with_policy(model, freeze_batch_norm=True, remat=True)
 
     Args:
-      model: a network of `flaxzoo.create`. If it has no BatchNorm, what is said of it changes nothing.
+      model: a network of `flaxzoo.create`. If it has no BatchNorm, what is said of it changes nothing. In a compact
+        method give `create` these fields instead: the clone is no part of the module that `model` is built in.
       **policy: `axis_name`, `freeze_batch_norm` and `remat`, as `Network` has them; others stay as they are.
 
     Raises:
