@@ -40,8 +40,7 @@ class FeatureExtractor(nn.Module):
     names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.network, Network):
-            raise TypeError(f'expected a network of flaxzoo.create, got {type(self.network).__name__}')
+        _check(self.network)
         if isinstance(self.names, str):
             raise TypeError(f'names is a sequence of names, not one: ({self.names!r},)')
         # A network that was built within another module would become that module's child.
@@ -87,6 +86,7 @@ def features(
     Args:
       model: a network of `flaxzoo.create`.
       variables: its variables.
+      x: the images, normalised and floating.
       names: torch's names, see `feature_names`; the stages of `feature_info` by default.
       train: as when the network is called. With `mutable=['batch_stats']` the result is (maps, updated statistics);
         statistics of what is not computed stay as they are.
@@ -131,7 +131,14 @@ def _shapes(network: Network, pixels: int) -> dict[str, tuple[int, ...]]:
 
 
 def _network(model: Network | str) -> Network:
-    return create(model) if isinstance(model, str) else model
+    network = create(model) if isinstance(model, str) else model
+    _check(network)
+    return network
+
+
+def _check(network: object) -> None:
+    if not isinstance(network, Network):
+        raise TypeError(f'expected a network of flaxzoo.create, got {type(network).__name__}')
 
 
 @lru_cache

@@ -38,6 +38,8 @@ def init(model: nn.Module, key: Any, x: Any = None, **kwargs: Any) -> dict[str, 
       TypeError: `model` is no module, `key` is no key, or `x` is missing and the model has no `image_size`.
     """
     _check(model, key)
+    if isinstance(x, tuple) and x and all(isinstance(size, int) for size in x):
+        raise TypeError(f'x is an image, or what has its shape and dtype: jax.ShapeDtypeStruct({x}, jnp.float32)')
     if x is None:
         x = _image(model)
     call = partial(model.init, **kwargs)

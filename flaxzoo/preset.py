@@ -3,6 +3,7 @@
 Equal to torchvision's `weights.transforms()` on 8-bit RGB images, antialiased resize included, up to the layout.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -61,6 +62,10 @@ class Preset:
         """
         values = self.pixels(image).astype(np.float32) / np.float32(255)
         return (values - np.float32(self.mean)) / np.float32(self.std)
+
+    def scaled(self, crop: int) -> 'Preset':
+        """The same for squares of `crop` pixels, which show the same share of the image."""
+        return dataclasses.replace(self, crop=crop, resize=round(self.resize * crop / self.crop))
 
     def pixels(self, image: Any) -> np.ndarray:
         """The image before it is normalised, (crop, crop, 3) uint8."""

@@ -42,6 +42,8 @@ ALIASES = {
     'swin_small_patch4_window7_224': 'swin_s',
     'swin_base_patch4_window7_224': 'swin_b',
 }
+# Fields of every network that count something: the least value and what it means.
+INTEGERS = {'num_classes': (0, '0 for no head'), 'image_size': (1, 'in pixels')}
 # Arguments of torchvision's and timm's constructors that are no fields here, and what there is instead.
 INSTEAD = {
     'norm_layer': (
@@ -115,7 +117,7 @@ def create(name: str, /, **fields: Any) -> Network:
       `model.apply(variables, x)`.
 
     Raises:
-      ValueError: no network has this name, or `num_classes` is no integer or negative.
+      ValueError: no network has this name, or `num_classes` or `image_size` is no integer or too small.
       TypeError: the network has no such field, or `norm_layer` is no `Norm`.
     """
     builder = lookup(name)
@@ -124,8 +126,8 @@ def create(name: str, /, **fields: Any) -> Network:
         if field not in known:
             near = f'; {INSTEAD[field]}' if field in INSTEAD else suggest(field, known)
             raise TypeError(f'{name} has no field {field!r}{near}; its fields are {", ".join(known)}')
-    if 'num_classes' in fields:
-        fields['num_classes'] = _class_count(fields['num_classes'])
+    for field in fields.keys() & INTEGERS.keys():
+        fields[field] = _integer(field, fields[field])
     # A variant may state its first fields by position; as keywords they can be overridden like the rest.
     common = {f.name for f in dataclasses.fields(Network)}
     positional = dict(zip([field for field in known if field not in common], builder.args, strict=False))
@@ -146,7 +148,7 @@ def lookup(name: str) -> partial:
 
 def suggest(word: str, choices: list[str]) -> str:
     """A clause with the choices nearest to a misspelt word, or an empty one."""
-    near = difflib.get_close_matches(word, choices, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(word, dict.fromkeys(choices), n=3, cutoff=0.5)
     return f', did you mean {" or ".join(near)}?' if near else ''
 
 
@@ -174,15 +176,16 @@ def _on_tag(name: str, meant: str) -> str:
     return f" For timm's weights: flaxzoo.load({meant!r}, 'hf-hub:timm/{bare}')" if '.' in bare else ''
 
 
-def _class_count(value: Any) -> int:
-    """`num_classes` as an int; numpy's integers are integers too."""
+def _integer(field: str, value: Any) -> int:
+    """A field of `INTEGERS` as an int; numpy's integers are integers too."""
+    least, meaning = INTEGERS[field]
     try:
-        count = -1 if isinstance(value, bool) else operator.index(value)
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        count = -1
-    if count < 0:
-        raise ValueError(f'num_classes must be an integer, 0 for no head, got {value!r}')
-    return count
+        number = least - 1
+    if number < least:
+        raise ValueError(f'{field} must be an integer, {meaning}, got {value!r}')
+    return number
 
 
 def _natural(name: str) -> list:

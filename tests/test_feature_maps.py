@@ -281,3 +281,9 @@ def _at(tree, path):
     for key in path:
         tree = tree[key.key]
     return tree
+
+
+def test_no_network():
+    for call in (flaxzoo.feature_info, flaxzoo.feature_names, flaxzoo.FeatureExtractor):
+        with pytest.raises(TypeError, match=r'expected a network of flaxzoo\.create, got int'):
+            call(3)

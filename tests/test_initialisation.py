@@ -214,3 +214,8 @@ def test_distributions_are_torchs(name):
     np.testing.assert_allclose(np.quantile(a, quantiles), np.quantile(b, quantiles), atol=0.06 * spread)
     assert a.std() == pytest.approx(spread, rel=0.02)
     assert a.dtype == np.float32
+
+
+def test_a_shape_is_no_image():
+    with pytest.raises(TypeError, match=r'jax\.ShapeDtypeStruct\(\(1, 32, 32, 3\), jnp\.float32\)'):
+        flaxzoo.init(flaxzoo.create('squeezenet1_1'), jax.random.key(0), (1, 32, 32, 3))

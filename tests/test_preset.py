@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import sklearn.datasets
@@ -148,3 +149,16 @@ def test_other_inputs():
         Preset(256, 224, 'cubic', (0,), (1,))
     with pytest.raises(ValueError, match='crop'):
         Preset(200, 224, 'bicubic', (0,), (1,))
+
+
+@pytest.mark.parametrize('size', [16, 32, 48])
+def test_a_network_of_a_fixed_size_has_images_of_it(tmp_path, size):
+    fields = {'num_layers': 1, 'num_heads': 2, 'hidden_dim': 8, 'mlp_dim': 16, 'num_classes': 3}
+    preset = Preset(40, 32, 'bicubic', (0.5,), (0.5,))
+    model = flaxzoo.create('vit_b_16', image_size=32, preset=preset, **fields)
+    path = tmp_path / 'x.safetensors'
+    flaxzoo.save(path, flaxzoo.init(model, jax.random.key(0)), model=model)
+    loaded, variables = flaxzoo.load(path, image_size=size)
+    assert flaxzoo.transforms(loaded).resize == size * 40 // 32
+    image = np.zeros((50, 60, 3), np.uint8)
+    assert loaded.apply(variables, flaxzoo.transforms(loaded)(image)[None]).shape == (1, 3)

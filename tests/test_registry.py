@@ -174,3 +174,15 @@ def test_fields_that_do_not_fit_together():
 def test_list_models_builds_no_network(monkeypatch):
     monkeypatch.setattr(nn.Module, '__post_init__', lambda module: pytest.fail(f'built a {type(module).__name__}'))
     assert flaxzoo.list_models()
+
+
+@pytest.mark.parametrize('size', ['224', 0, 224.0, True])
+def test_image_size_is_a_number_of_pixels(size):
+    for name in ('resnet18', 'vit_b_16'):
+        with pytest.raises(ValueError, match='image_size must be an integer, in pixels, got'):
+            flaxzoo.create(name, image_size=size)
+    assert type(flaxzoo.create('vit_b_16', image_size=np.int64(32)).image_size) is int
+
+
+def test_a_choice_is_suggested_once():
+    assert registry.suggest('feature', ['features', 'features', 'head', 'features']) == ', did you mean features?'

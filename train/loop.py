@@ -167,8 +167,11 @@ class _Run:
 
     def _save_weights(self, state: Any) -> None:
         """What was trained, under torch's names, for flaxzoo.load and for PyTorch."""
+        model = self.experiment.model
         metadata = {'model': self.config.model, 'class_names': list(self.experiment.data.class_names)}
-        flaxzoo.save(self.directory / 'weights.safetensors', self.parallel.fetch(state.variables), metadata)
+        flaxzoo.save(
+            self.directory / 'weights.safetensors', self.parallel.fetch(state.variables), metadata, model=model
+        )
 
     def _record(self, outcome: Outcome | None) -> dict[str, Any]:
         """What a checkpoint keeps besides the state: enough to classify without the data set."""

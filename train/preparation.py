@@ -89,6 +89,6 @@ def _wanted(preset: Preset, config: ConfigDict, channels: int) -> dict[str, Any]
         'mean': mean,
         'std': std,
         'image_size': preset.crop,
-        'eval_resize': round(preset.resize * size / preset.crop),  # the same share of the image is seen
+        'eval_resize': preset.scaled(size).resize,  # the same share of the image is seen
         'eval_interpolation': preset.interpolation,
     }

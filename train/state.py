@@ -1,5 +1,6 @@
 """What a run carries from step to step, and how it begins."""
 
+import dataclasses
 from typing import Any
 
 import flax
@@ -57,8 +58,22 @@ def initial_variables(config: ConfigDict, model: nn.Module, image_shape: tuple[i
         loaded, variables = flaxzoo.load(config.model, weights=config.init_from, rng=config.seed, **fields)
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f'config.init_from: {error}') from error
+    _check_same(model, loaded)
     say_differences(config, loaded.preset, image_shape[-1])
     return variables
+
+
+def _check_same(model: nn.Module, loaded: nn.Module) -> None:
+    """Raises if the network that weights were loaded for is not the config's but for the policy of the run."""
+    other = {'remat', 'axis_name', 'freeze_batch_norm', *(() if model.fixed_size else ('image_size',))}
+    fields = [field.name for field in dataclasses.fields(model) if field.compare and field.name not in other]
+    words = [
+        f'{name} = {getattr(loaded, name)!r}, the config {getattr(model, name)!r}'
+        for name in fields
+        if getattr(loaded, name) != getattr(model, name)
+    ]
+    if words:
+        raise ConfigError(f'config.init_from: its network has {"; ".join(words)}: set config.model_fields')
 
 
 def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:

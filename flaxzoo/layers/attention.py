@@ -52,7 +52,7 @@ def split_heads(module: nn.Module, qkv: jax.Array, num_heads: int) -> tuple[jax.
     """Queries, keys and values of `module`, which lie side by side in `qkv: (..., L, 3 * C)`: (..., heads, L, D)."""
     width = qkv.shape[-1] // 3
     if width % num_heads:
-        raise ValueError(f'{"/".join(module.path)}: num_heads={num_heads} must divide the {width} channels')
+        raise ValueError(f'{".".join(module.path)}: num_heads={num_heads} must divide the {width} channels')
     qkv = qkv.reshape(*qkv.shape[:-1], 3, num_heads, width // num_heads)
     # Heads before places, as torch has them: XLA:CPU then takes half as long for the products.
     q, k, v = jnp.moveaxis(qkv, -3, 0).swapaxes(-2, -3)

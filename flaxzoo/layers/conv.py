@@ -69,7 +69,7 @@ class Conv2d(nn.Module):
 
     def _check(self, x: jax.Array, reach: Sequence[int]) -> None:
         """Refuses an `x` that does not fit; `reach` is the smallest height and width that the kernel takes."""
-        where = '/'.join(self.path) or type(self).__name__
+        where = '.'.join(self.path) or type(self).__name__
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
                 f'{where}: the image has dtype {x.dtype}; networks take normalised floating-point images. '

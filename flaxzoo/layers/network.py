@@ -66,6 +66,10 @@ class Network(nn.Module, kw_only=True):
         """Whether training returns the logits of auxiliary heads too. Without a head there are none either."""
         return self.aux_logits and self.num_classes > 0
 
+    def buffers(self) -> dict[str, np.ndarray]:
+        """The buffers of torch's that the network computes itself, by torch's names."""
+        return {}
+
     def check_buffer(self, key: str, value: np.ndarray) -> str | None:
         """What is wrong with the value that a file has for an `ignored` buffer, in words; None if it is as computed."""
         return None
@@ -141,7 +145,8 @@ def with_policy(model: Network, **policy: Any) -> Network:
         model = flaxzoo.with_policy(model, freeze_batch_norm=True, remat=True)
 
     Args:
-      model: a network of `flaxzoo.create`. If it has no BatchNorm, what is said of it changes nothing.
+      model: a network of `flaxzoo.create`. If it has no BatchNorm, what is said of it changes nothing. In a compact
+        method give `create` these fields instead: the clone is no part of the module that `model` is built in.
       **policy: `axis_name`, `freeze_batch_norm` and `remat`, as `Network` has them; others stay as they are.
 
     Raises:

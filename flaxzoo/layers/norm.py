@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
         if self.has_variable('params', 'folded_bias'):
             if train and not frozen:
                 raise ValueError(
-                    f'{"/".join(self.path)}: the variables are folded for inference (flaxzoo.fold_batch_norm) '
+                    f'{".".join(self.path)}: the variables are folded for inference (flaxzoo.fold_batch_norm) '
                     'and cannot be trained; train the original ones'
                 )
             return (x + self.get_variable('params', 'folded_bias')).astype(x.dtype)
@@ -96,7 +96,7 @@ class BatchNorm(nn.Module):
         count = math.prod(x.shape[:-1]) * (lax.axis_size(axis_name) if axis_name else 1)
         if surely_less(count, 2):
             raise ValueError(
-                f'{"/".join(self.path)}: batch statistics need more than one value a channel in training, '
+                f'{".".join(self.path)}: batch statistics need more than one value a channel in training, '
                 f'got x of shape {x.shape}; use a larger batch or image, or freeze the batch norms'
             )
         return *batch_moments(x, axis_name), count
@@ -121,17 +121,20 @@ class LayerNorm(nn.Module):
 
     Attributes:
       eps: added to the variance; torch's default. Flax's is 1e-6.
+      scale_init: initialiser of `scale`.
     """
 
     eps: float = 1e-5
+    scale_init: Callable = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        # `train` changes nothing: it is there so that a `Norm` of any kind is called alike.
         shape = x.shape[-1:]
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean = wide.mean(-1, keepdims=True)
         variance = jnp.square(wide - mean).mean(-1, keepdims=True)
-        scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
+        scale = self.param('scale', self.scale_init, shape, jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
         return ((wide - mean) * lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
@@ -143,7 +146,8 @@ class Norm(Builder):
     What a run does with it, sharing statistics or freezing them, is said by `flaxzoo.with_policy`.
 
     Attributes:
-      kind: the layer's class: BatchNorm, LayerNorm, or a module of yours that has a field `eps`.
+      kind: the layer's class: BatchNorm, LayerNorm, or a module of yours that is called on (x, train) and has a field
+        `eps`; for ResNet's blocks a field `scale_init` too.
       eps: added to the variance.
       momentum: weight of the new value in running statistics, as torch counts; for layers that have any.
     """

@@ -173,6 +173,17 @@ class SwinTransformer(Network):
         x = run(partial(self.norm_layer, name='norm'), x, train)
         return linear(self.num_classes, name='head')(tap(self, 'flatten', global_avg_pool2d(x)))
 
+    def buffers(self) -> dict[str, np.ndarray]:
+        """The buffers of each block's attention."""
+        window = pair(self.window_size, 'window_size')
+        values = {'relative_position_index': relative_positions(window).astype(np.int64)}
+        if issubclass(self.block, SwinTransformerBlockV2):
+            values['relative_coords_table'] = log_spaced_positions(window)
+        blocks = [
+            f'{stage}.{i}.attn' for stage, depth in zip(self.stages, self.depths, strict=True) for i in range(depth)
+        ]
+        return {f'{block}.{name}': value for block in blocks for name, value in values.items()}
+
     def check_buffer(self, key: str, value: np.ndarray) -> str | None:
         """What is wrong with a file's buffer, if it is not what the network computes."""
         window = pair(self.window_size, 'window_size')

@@ -19,7 +19,7 @@ from flaxzoo.weights.convert import buffer_problems, is_buffer
 from flaxzoo.weights.diagnose import Misfit
 from flaxzoo.weights.dialects import Reading, dialects, find, own_heads, readings, unwrap
 
-__all__ = ['Architecture', 'Changes', 'adapt', 'adapt_channels', 'class_count', 'fitness', 'initialise']
+__all__ = ['Architecture', 'Changes', 'adapt', 'adapt_channels', 'fitness', 'initialise']
 
 
 @dataclass
@@ -111,19 +111,6 @@ def fitness(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> fl
     known, model = dialects(architecture.name), architecture.build()
     given = {key: tuple(value.shape) for key, value in unwrap(weights).items() if not is_buffer(model, key)}
     return max(share for share, _ in readings(given, architecture.shapes(), architecture.heads().keys(), known))
-
-
-def class_count(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> int | None:
-    """The number of classes of the heads in `weights`, whose names are understood as `adapt` does; None if not one.
-
-    Of the arrays only `shape` is used.
-
-    Raises:
-      ConversionError: the names are those of two dialects, or several networks fit equally.
-    """
-    weights = _named(architecture, unwrap(weights), Changes(), None)
-    sizes = {weights[key].shape[:1] for key in architecture.heads() if key in weights}
-    return sizes.pop()[0] if len(sizes) == 1 and sizes != {()} else None
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:

@@ -7,13 +7,15 @@ from types import SimpleNamespace
 
 from flaxzoo.registry import suggest
 from flaxzoo.weights.adapt import Architecture, fitness
-from flaxzoo.weights.dialects import dialects, find
+from flaxzoo.weights.dialects import dialects, find, unwrap
 from flaxzoo.weights.errors import ConversionError, WeightsError
 
 logger = logging.getLogger('flaxzoo')
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+# Below this share of the network a state dict is another's: `adapt` says whose.
+LEAST = 0.2
 # Parts of the keys under which training programs keep averages of the weights.
 AVERAGED = re.compile(r'(^|[._])(ema|swa|averaged?|shadow)([._]|$)', re.IGNORECASE)
 
@@ -28,7 +30,7 @@ def choose(candidates: Mapping[str, Shapes], architecture: Architecture, key: st
 
     Returns:
       `key`; else that which has most of the network. Among equals, one that has more of the head; then the one that is
-      an average of others, which is logged.
+      an average of others, which is logged. If none has much of it, the largest.
 
     Raises:
       WeightsError: there is none called `key`, or several fit equally.
@@ -40,7 +42,10 @@ def choose(candidates: Mapping[str, Shapes], architecture: Architecture, key: st
         return key
     if len(candidates) == 1:
         return next(iter(candidates))
-    best = _outermost(_best({name: _fitness(architecture, shapes) for name, shapes in candidates.items()}))
+    scores = {name: _fitness(architecture, shapes) for name, shapes in candidates.items()}
+    if max(scores.values()) < LEAST:
+        return max(candidates, key=lambda name: len(candidates[name]))
+    best = _outermost(_best(scores))
     if len(best) > 1:
         wanted = architecture.shapes().items()
         best = _best({name: len(candidates[name].items() & wanted) for name in best})
@@ -58,7 +63,7 @@ def choose(candidates: Mapping[str, Shapes], architecture: Architecture, key: st
 
 def classes_of(shapes: Shapes, architecture: Architecture) -> int | None:
     """The number of classes of the heads in a state dict; None if it has none that is known, or of several widths."""
-    heads = architecture.heads().keys()
+    heads, shapes = architecture.heads().keys(), unwrap(shapes)
     try:
         reading = find(shapes, architecture.shapes(), heads, dialects(architecture.name))
     except ConversionError:  # adapt says what is wrong with it

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flaxzoo.layers.network import Network
 from flaxzoo.registry import create
 from flaxzoo.weights.errors import ConversionError
 
@@ -76,20 +77,27 @@ def from_torch(
     return unflatten_dict(variables)
 
 
-def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_torch(variables: Mapping[str, Any], model: nn.Module | str | None = None) -> dict[str, np.ndarray]:
     """The state dict {torch name: numpy array} of `variables`, the inverse of `from_torch`.
 
     Torch's `load_state_dict(strict=True)` takes it, each array wrapped by `torch.from_numpy`. The counter
     num_batches_tracked, which torch itself adds to old checkpoints, is left out.
 
+    Args:
+      variables: {'params': ..., 'batch_stats': ...}.
+      model: the network that they are of, or its name: buffers that it computes itself are added. Torch's strict
+        loading wants those of Swin; other networks have none.
+
     Raises:
       ConversionError: a collection other than 'params' and 'batch_stats', two leaves with one torch name, or folded
         batch norms.
     """
+    model = create(model) if isinstance(model, str) else model
+    buffers = model.buffers() if isinstance(model, Network) else {}
     return {
         key: np.array(_transpose(path, np.asarray(leaf), to_torch=True), order='C')  # a copy that may be written to
         for key, (path, leaf) in torch_names(variables).items()
-    }
+    } | {key: value.copy() for key, value in buffers.items()}
 
 
 def is_buffer(model: nn.Module, key: str) -> bool:

@@ -56,11 +56,12 @@ def read_weights(path: str | os.PathLike, key: str | None = None) -> dict[str, n
     return _with(path, read)
 
 
-def candidates(path: str | os.PathLike) -> dict[str, StateDict]:
+def candidates(path: str | os.PathLike, key: str | None = None) -> dict[str, StateDict]:
     """All state dicts in a weights file by the `key` that `read_weights` takes; '' is what lies at the top.
 
     Large parts of a state dict whose names begin alike are candidates too, without the prefix ('backbone', beside
-    others). An array is read when it is asked for; `.shapes` gives {name: shape} without reading.
+    others), and so is the part called `key` if it is small. An array is read when it is asked for; `.shapes` gives
+    {name: shape} without reading.
 
     Raises:
       FileNotFoundError, WeightsError: as `read_weights`.
@@ -70,7 +71,7 @@ def candidates(path: str | os.PathLike) -> dict[str, StateDict]:
         def named(value: Any) -> np.ndarray:
             return _naming(path, tensor, value)
 
-        return parts(_found(content, named))
+        return parts(_found(content, named), key)
 
     return _with(path, read)
 
@@ -99,7 +100,7 @@ def state_dict(content: Any, read: Callable[[Any], np.ndarray], key: str | None 
     found = _found(content, read)
     if key is None:
         return choose(found)
-    found = parts(found)
+    found = parts(found, key)
     if key not in found:
         raise WeightsError(f'the file has no state dict {key=}{suggest(key, list(found))}; it has {listed(found)}')
     return found[key]

@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from flaxzoo.preset import preset_of
 from flaxzoo.registry import MODELS, lookup, suggest
@@ -23,6 +24,7 @@ from flaxzoo.weights.errors import WeightsError
 from flaxzoo.weights.files import candidates, read_weights
 from flaxzoo.weights.own import own_network, stated_fields
 from flaxzoo.weights.source import Source, is_default, is_file_name, parse, split
+from flaxzoo.weights.state_dicts import StateDict, find, parts
 
 logger = logging.getLogger('flaxzoo')
 
@@ -73,14 +75,16 @@ def load(
       weights: a tag of the catalogue ('IMAGENET1K_V2'; 'DEFAULT' is the source's best), the path of a file that
         `read_weights` reads, its URL, 'hf-hub:OWNER/NAME[@REVISION][/FILE]', or {torch name: array}. A file in the
         current directory needs a suffix ('x.pth') or './' before its name.
-      key: which state dict of a file that holds several ('model', 'ema.state_dict'); the default is the one that fits.
+      key: which state dict of a file that holds several ('model', 'ema.state_dict'), or a prefix of names in one
+        ('encoder_q', 'model.backbone'); the default is the one that fits.
       num_classes: the default is the release's or the file's. With another number, the head is initialised anew.
       in_channels: channels of the images. If the file's first convolution takes three, it is summed over them (for 1)
         or they are repeated and scaled by 3 / in_channels, as timm does.
       rng: key or seed for what is initialised anew.
       offline: use cached files only; None follows the environment variable FLAXZOO_OFFLINE.
       refresh: download the file even if it is in the cache.
-      **fields: other fields of the network. Tensors of a part that they switch off (`aux_logits=False`) are dropped.
+      **fields: other fields of the network, over those that the file itself states of this network. Tensors of a part
+        that they switch off (`aux_logits=False`) are dropped.
 
     Returns:
       (model, variables): `model.apply(variables, x)` gives logits for `x` prepared by `flaxzoo.transforms(model)`.
@@ -120,35 +124,36 @@ def load_with_report(
 ) -> tuple[nn.Module, dict[str, Any], LoadReport]:
     """`load`, with a report of what was new, adapted or dropped as the third result."""
     name, weights = split(name, weights)
-    stated: Mapping[str, Any] = {}
     if is_file_name(name) and is_default(weights):
         weights = os.path.expanduser(os.fspath(name))
-        name, stated = own_network(weights)
+        name = own_network(weights)
     _check_arguments(name, in_channels, fields)
-    fields = {**stated, **fields}
     source = parse(name, weights)
     if source.release and source.release.crop and lookup(name).func.fixed_size:
         fields = {'image_size': source.release.crop, **fields}
     copy = source.fetch(offline, refresh)
-    found = _shapes(source, copy)
+    if copy.path:
+        fields = {**stated_fields(copy.path, name), **fields}
+    found = _candidates(source, copy, key)
     architecture = Architecture(name, fields, in_channels)
-    key = choose(found, architecture, key)
-    classes = _classes(source, copy, architecture, found[key]) if num_classes is None else num_classes
+    key = choose({place: weights.shapes for place, weights in found.items()}, architecture, key)
+    classes = _classes(source, architecture, found[key].shapes) if num_classes is None else num_classes
     if classes is not None:
         architecture = Architecture(name, {**fields, 'num_classes': classes}, in_channels)
     try:
         fitted, changes = adapt(
             architecture,
-            read_weights(copy.path, key) if source.content is None else source.content,
+            read_weights(copy.path, key) if source.content is None else dict(found[key]),
             replace_head=num_classes is not None,
             label_offset=source.release.label_offset if source.release else 0,
         )
     except ConversionError as error:
         raise ConversionError(f'{copy.path or source.place}: {error}') from None
     if changes.new:
-        rng = jax.random.key(rng) if isinstance(rng, int) else rng
+        rng = jax.random.key(rng) if isinstance(rng, int | np.integer) else rng
         fitted |= initialise(architecture, changes.new, rng)
-    model = architecture.build().clone(preset=preset_of(source, copy.path, offline, refresh))
+    model, preset = architecture.build(), preset_of(source, copy.path, offline, refresh)
+    model = model.clone(preset=preset.scaled(model.image_size) if preset and model.fixed_size else preset)
     report = LoadReport(copy.path, source.release, changes, key, copy.stamp.sha256, copy.stamp.revision)
     _log(name, report)
     return model, from_torch(model, fitted, input_shape=architecture.image()), report
@@ -168,16 +173,17 @@ def _check_arguments(name: Any, in_channels: Any, fields: Mapping[str, Any]) -> 
         near = suggest(field, list(inspect.signature(load).parameters)[1:-1]) if field not in known else ''
         if near:
             raise TypeError(f'load has no argument {field!r}{near}')
-    if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
+    if isinstance(in_channels, bool) or not isinstance(in_channels, int | np.integer) or in_channels < 1:
         raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
 
 
-def _shapes(source: Source, copy: Copy) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
-    """{key: {name: shape}} of the state dicts that were given."""
+def _candidates(source: Source, copy: Copy, key: str | None) -> Mapping[str, StateDict]:
+    """The state dicts that were given, by their keys; of a dict the parts are such too, as in a file."""
     if source.content is not None:
-        return {'': {key: value.shape for key, value in source.content.items()}}
+        content = StateDict(source.content, np.asarray, {})
+        return parts(find(source.content, np.asarray) or {'': content}, key)
     try:
-        return {key: weights.shapes for key, weights in candidates(copy.path).items()}
+        return candidates(copy.path, key)
     except WeightsError as error:
         if source.kind == 'file':
             raise
@@ -185,16 +191,13 @@ def _shapes(source: Source, copy: Copy) -> Mapping[str, Mapping[str, tuple[int, 
         raise WeightsError(f'{error} ({again})') from error
 
 
-def _classes(
-    source: Source, copy: Copy, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]
-) -> int | None:
-    """The number of classes that the release, the file's metadata or its heads have; None is the network's own."""
+def _classes(source: Source, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The number of classes that the release, the fields or the file's heads have; None is the network's own."""
     if source.release:
         return source.release.classes or None
     if 'num_classes' in architecture.fields:
         return architecture.fields['num_classes']
-    stated = stated_fields(copy.path).get('num_classes') if copy.path else None
-    return stated if isinstance(stated, int) else classes_of(shapes, architecture)
+    return classes_of(shapes, architecture)
 
 
 def _log(name: str, report: LoadReport) -> None:

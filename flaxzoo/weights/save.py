@@ -34,6 +34,7 @@ from flaxzoo.registry import create
 from flaxzoo.weights import safetensors_file
 from flaxzoo.weights.convert import template, to_torch, torch_names, torch_shape
 from flaxzoo.weights.errors import WeightsError
+from flaxzoo.weights.own import as_json
 
 logger = logging.getLogger('flaxzoo')
 
@@ -50,7 +51,7 @@ def save(
 ) -> None:
     """Writes the variables of a network under torch's names, so that PyTorch can load them.
 
-        model.load_state_dict(safetensors.torch.load_file(path), strict=True)
+        module.load_state_dict(safetensors.torch.load_file(path), strict=True)
 
     The file appears whole or not at all: it is written under another name, flushed to disk and renamed. Equal variables
     give equal bytes.
@@ -60,7 +61,8 @@ def save(
       variables: {'params': ..., 'batch_stats': ...}.
       metadata: kept in the header of a safetensors file; values that are no strings are written as JSON.
       model: the network that they are of. None of its variables may be missing then, and a safetensors file says by
-        which name and fields `flaxzoo.create` builds it, so that `flaxzoo.load(path)` needs no others.
+        which name and fields `flaxzoo.create` builds it, so that `flaxzoo.load(path)` needs no others. Buffers that it
+        computes itself (Swin's) are written too, as torch's strict loading wants them.
 
     Raises:
       ConversionError: the variables have no torch names.
@@ -73,6 +75,7 @@ def save(
         raise WeightsError(f"{path}: the variables {sorted(variables)} have no 'params'")
     if model is not None:
         _check(path, model, weights)
+        weights = to_torch(variables, model)
         if Path(path).suffix == '.safetensors':
             metadata = {**_origin(model), **(metadata or {})}
     write_weights(path, dict(sorted(weights.items())), metadata)
@@ -137,14 +140,21 @@ def _origin(model: nn.Module) -> dict[str, str]:
     own = [field.name for field in dataclasses.fields(model) if field.compare and field.name not in NOT_OF_THE_WEIGHTS]
     fields = {key: getattr(model, key) for key in own if getattr(model, key) != getattr(standard, key)}
     fields['num_classes'] = model.num_classes
-    try:
-        origin = {'flaxzoo.model': name, 'flaxzoo.fields': json.dumps(fields, sort_keys=True)}
-        if model.preset:
-            origin['flaxzoo.preset'] = json.dumps(dataclasses.asdict(model.preset), sort_keys=True)
-        return origin
-    except TypeError:
-        logger.warning('the file will not say what network it is of: its fields %s are no JSON', ', '.join(fields))
+    written = {key: _json(value) for key, value in fields.items()}
+    if unknown := [f'{key}={fields[key]!r}' for key, text in written.items() if text is None]:
+        logger.warning('the file will not say what network it is of, as JSON cannot hold %s', ', '.join(unknown))
         return {}
+    origin = {'flaxzoo.model': name, 'flaxzoo.fields': json.dumps(fields, sort_keys=True, default=as_json)}
+    if model.preset:
+        origin['flaxzoo.preset'] = json.dumps(dataclasses.asdict(model.preset), sort_keys=True)
+    return origin
+
+
+def _json(value: Any) -> str | None:
+    try:
+        return json.dumps(value, default=as_json)
+    except TypeError:
+        return None
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -87,12 +87,16 @@ def find(content: Any, read: Callable[[Any], np.ndarray]) -> dict[str, StateDict
     return found
 
 
-def parts(found: Mapping[str, StateDict]) -> dict[str, StateDict]:
-    """`found` and, under 'KEY.PREFIX', the large parts of each whose names begin alike."""
+def parts(found: Mapping[str, StateDict], wanted: str | None = None) -> dict[str, StateDict]:
+    """`found` and, under 'KEY.PREFIX', the large parts of each whose names begin alike; a small one if `wanted`."""
     result = dict(found)
     for key, weights in found.items():
         for prefix in _prefixes(list(weights)):
             result.setdefault(f'{key}.{prefix}'.strip('.'), weights.below(prefix))
+    if wanted:
+        for key, weights in found.items():
+            if wanted.startswith(key) and (part := weights.below(wanted[len(key) :].strip('.') + '.')):
+                result.setdefault(wanted, part)
     return result
 
 

@@ -5,6 +5,7 @@ import logging
 import tomllib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -84,3 +85,26 @@ def test_convert_refuses(tmp_path, capsys):
     assert main([*convert[:2], str(tmp_path / 'b.txt'), '--model', 'resnet18']) == 1
     assert 'suffix' in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
+
+
+def test_convert_a_file_that_states_its_network(tmp_path, capsys):
+    """Names, fields and other metadata stay with the weights."""
+    model = flaxzoo.create('resnet18', layers=(1, 1, 1, 1), num_classes=3)
+    variables = flaxzoo.init(model, jax.random.key(0))
+    a, b = tmp_path / 'a.safetensors', tmp_path / 'b.safetensors'
+    flaxzoo.save(a, variables, {'epoch': 3}, model=model)
+    assert main(['convert', str(a), str(b)]) == 0
+    assert a.read_bytes() == b.read_bytes()
+    assert main(['convert', str(b), str(tmp_path / 'c.npz')]) == 0
+    assert main(['convert', str(tmp_path / 'c.npz'), str(b)]) == 1
+    assert 'does not say what network' in capsys.readouterr().err
+
+
+def test_convert_one_of_several(tmp_path):
+    state_dict = torchvision.models.squeezenet1_1().state_dict()
+    both = {f'{name}.{key}': value for name in ('encoder_q', 'encoder_k') for key, value in state_dict.items()}
+    torch.save(both, tmp_path / 'a.pth')
+    convert = ['convert', str(tmp_path / 'a.pth'), str(tmp_path / 'b.npz'), '--model', 'squeezenet1_1']
+    assert main(convert) == 1
+    assert main([*convert, '--key', 'encoder_k']) == 0
+    assert flaxzoo.read_weights(tmp_path / 'b.npz').keys() == state_dict.keys()

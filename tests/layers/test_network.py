@@ -12,6 +12,7 @@ import pytest
 import flaxzoo
 from flaxzoo.layers import BatchNorm, LayerNorm, Network, Norm
 
+KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(4, 6, 5, 3)).astype(np.float32)
 
 
@@ -145,3 +146,13 @@ def test_a_network_says_at_once_what_its_blocks_cannot_take():
         flaxzoo.create('resnet18', groups=2)
     with pytest.raises(ValueError, match='BasicBlock takes groups=1, width_per_group=64 and no dilation'):
         flaxzoo.create('resnet18', replace_stride_with_dilation=(False, True, False))
+
+
+@pytest.mark.parametrize('kind', [BatchNorm, LayerNorm])
+@pytest.mark.parametrize('name', ['resnet18', 'efficientnet_b0', 'mobilenet_v3_small', 'vit_b_16', 'swin_t'])
+def test_norm_layer_takes_every_kind(name, kind):
+    fields = {'resnet18': {'zero_init_residual': True, 'layers': (1, 1, 1, 1)}, 'vit_b_16': {'num_layers': 1}}
+    model = flaxzoo.create(name, norm_layer=Norm(kind), **fields.get(name, {}))
+    x = jax.ShapeDtypeStruct((2, model.image_size, model.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(partial(model.init, train=True), {'params': KEY, 'dropout': KEY}, x)
+    assert ('batch_stats' in variables) == (kind is BatchNorm)

@@ -98,6 +98,16 @@ def test_the_weights_of_a_run_are_loaded_by_name(finished: Path):
         initial_variables(config, model, (8, 8, 1))
 
 
+def test_the_weights_of_a_run_say_their_network(finished: Path):
+    path = finished / 'weights.safetensors'
+    model, _ = flaxzoo.load(path, in_channels=1)
+    assert flaxzoo.with_policy(model, axis_name='batch') == build_model(run_config(), 10)
+    config = run_config()
+    config.init_from, config.model_fields = str(path), {}
+    with pytest.raises(UserError, match=r'its network has layers = .*: set config\.model_fields'):
+        initial_variables(config, build_model(config, 10), (8, 8, 1))
+
+
 def wait_for(condition, process) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()[0]

@@ -11,7 +11,8 @@ import torchvision
 import flaxzoo
 from flaxzoo.layers import Network
 from flaxzoo.registry import MODELS
-from flaxzoo.weights.adapt import Architecture, adapt, class_count, fitness
+from flaxzoo.weights.adapt import Architecture, adapt, fitness
+from flaxzoo.weights.choose import classes_of
 from flaxzoo.weights.diagnose import resembling
 from flaxzoo.weights.index import index
 
@@ -243,15 +244,19 @@ def test_fitness():
     assert 0.95 < fitness(RESNET, channels) < 1
 
 
-def test_class_count():
-    assert class_count(RESNET, marked()) == 1000
-    for prefix in ('', 'net.'):
-        given = under(prefix, headless(**{'fc.weight': (7, 512), 'fc.bias': (7,)}))
-        assert class_count(RESNET, given) == 7
-        assert class_count(NONE, given) == 7
-    assert class_count(RESNET, headless()) is None
-    assert class_count(RESNET, headless(**{'fc.weight': (7, 512), 'fc.bias': (8,)})) is None
-    assert class_count(RESNET, headless(**{'fc.weight': ()})) is None
+def test_classes_of_a_file():
+    def classes(architecture, weights):
+        return classes_of({key: value.shape for key, value in weights.items()}, architecture)
+
+    assert classes(RESNET, marked()) == 1000
+    seven = headless(**{'fc.weight': (7, 512), 'fc.bias': (7,)})
+    wrapped = {key.replace('fc.', 'fc._checkpoint_wrapped_module.'): value for key, value in seven.items()}
+    for given in (seven, wrapped, under('net.', seven)):
+        assert classes(RESNET, given) == 7
+        assert classes(NONE, given) == 7
+    assert classes(RESNET, headless()) is None
+    assert classes(RESNET, headless(**{'fc.weight': (7, 512), 'fc.bias': (8,)})) is None
+    assert classes(RESNET, headless(**{'fc.weight': ()})) is None
 
 
 def test_a_wrong_file_is_diagnosed_without_tracing(monkeypatch):

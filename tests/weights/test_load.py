@@ -351,3 +351,43 @@ def test_the_package_has_its_data(tmp_path):
     assert (folder / 'imagenet_classes.txt').is_file()
     shutil.copy(folder / 'catalog.csv', tmp_path)
     assert json.dumps([row.tag for row in catalog.releases()])
+
+
+def test_a_file_states_the_fields_of_its_network(tmp_path):
+    path = tmp_path / 'x.safetensors'
+    model = flaxzoo.create('resnet18', layers=(1, 1, 1, 1), num_classes=3)
+    variables = flaxzoo.init(model, jax.random.key(0))
+    flaxzoo.save(path, variables, model=model)
+    assert flaxzoo.load('resnet18', path)[0] == flaxzoo.load(path)[0] == model
+    assert flaxzoo.load('resnet18', path, num_classes=5)[0] == model.clone(num_classes=5)
+    with pytest.raises(flaxzoo.ConversionError, match='do not fit'):
+        flaxzoo.load('resnet18', path, layers=(1, 1, 1, 2))
+    with pytest.raises(flaxzoo.ConversionError, match='do not fit resnet34'):
+        flaxzoo.load('resnet34', path)
+
+
+def test_integers_of_numpy():
+    weights = flaxzoo.to_torch(flaxzoo.init(flaxzoo.create('squeezenet1_1'), jax.random.key(0)))
+    numbers = {'num_classes': np.int64(3), 'in_channels': np.int32(1), 'rng': np.uint8(1)}
+    _, variables = flaxzoo.load('squeezenet1_1', weights, **numbers)
+    _, again = flaxzoo.load('squeezenet1_1', weights, num_classes=3, in_channels=1, rng=1)
+    jax.tree.map(np.testing.assert_array_equal, variables, again)
+
+
+def test_parts_of_another_network_are_not_offered():
+    with pytest.raises(flaxzoo.ConversionError, match='They resemble densenet121 most'):
+        flaxzoo.load('resnet34', torchvision.models.densenet121().state_dict())
+
+
+@pytest.mark.parametrize('count', [2, 5])
+def test_one_of_several_networks_in_a_dict(count):
+    fields = {'layers': (1, 1, 1, 1), 'num_classes': 7}
+    model = flaxzoo.create('resnet18', **fields)
+    every = [flaxzoo.init(model, jax.random.key(seed)) for seed in range(count)]
+    weights = {
+        f'nets.n{i}.{name}': value for i, one in enumerate(every) for name, value in flaxzoo.to_torch(one).items()
+    }
+    with pytest.raises(ValueError, match=r'nets\.n0.* key='):
+        flaxzoo.load('resnet18', weights, **fields)
+    _, variables = flaxzoo.load('resnet18', weights, key='nets.n1', **fields)
+    jax.tree.map(np.testing.assert_array_equal, variables, every[1])

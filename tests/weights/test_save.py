@@ -19,6 +19,7 @@ import torch
 
 import flaxzoo
 import reference
+from flaxzoo.layers import LayerNorm, Norm, SqueezeExcite
 from flaxzoo.weights import save as save_module
 from flaxzoo.weights.files import read_metadata
 from flaxzoo.weights.save import write_weights
@@ -270,3 +271,22 @@ def test_a_file_says_what_network_it_is_of(tmp_path):
     assert read_metadata(tmp_path / 'x.safetensors') == metadata
     flaxzoo.save(tmp_path / 'x.pth', gray, model=model)
     assert read_metadata(tmp_path / 'x.pth') == {}
+
+
+@pytest.mark.parametrize('norm', [Norm(eps=1e-3, momentum=0.5), Norm(LayerNorm)], ids=['batch', 'layer'])
+def test_fields_that_json_does_not_have(tmp_path, norm):
+    path = tmp_path / 'x.safetensors'
+    model = flaxzoo.create('resnet18', layers=np.array([1, 1, 1, 1]).tolist(), num_classes=np.int64(3), norm_layer=norm)
+    model = model.clone(width_per_group=np.int64(64), layers=(np.int64(1),) * 4)
+    variables = flaxzoo.init(model, jax.random.key(0))
+    flaxzoo.save(path, variables, model=model)
+    assert flaxzoo.load(path)[0] == model
+
+
+def test_fields_that_no_file_holds_are_named(tmp_path, caplog):
+    model = flaxzoo.create('resnet18', layers=(1, 1, 1, 1), attn_layer=SqueezeExcite)
+    variables = flaxzoo.init(model, jax.random.key(0))
+    flaxzoo.save(tmp_path / 'x.safetensors', variables, model=model)
+    assert 'attn_layer=' in caplog.text
+    assert 'layers=' not in caplog.text.replace('attn_layer=', '')
+    assert 'flaxzoo.model' not in read_metadata(tmp_path / 'x.safetensors')

@@ -260,3 +260,14 @@ def test_anything_beside_the_weights(tmp_path, beside, protocol, zipped):
 
 def test_long_names_are_refused(tmp_path):
     refused(archive_of(tmp_path / 'x.pth', b'\x80\x02}' + text('a.' * 1000) + tensor() + b's.'), '2000 characters')
+
+
+def test_a_key_names_a_part_of_any_size(tmp_path):
+    """Of eight networks each has an eighth of the names."""
+    many = {f'nets.{i}.{name}': value for i in range(8) for name, value in WEIGHTS.items()}
+    torch.save({'model': many}, tmp_path / 'x.pth')
+    assert list(candidates(tmp_path / 'x.pth')) == ['model', 'model.nets']
+    assert same(candidates(tmp_path / 'x.pth', 'model.nets.7')['model.nets.7'])
+    assert same(flaxzoo.read_weights(tmp_path / 'x.pth', key='model.nets.7'))
+    with pytest.raises(flaxzoo.WeightsError, match=r"key='model\.nets\.8'"):
+        flaxzoo.read_weights(tmp_path / 'x.pth', key='model.nets.8')
