@@ -1,4 +1,4 @@
-"""The average pools of Inception modules, which a field of a convolution says and torch a module of its own."""
+"""The average pools of Inception modules, which a class of convolutions computes and torch a module of its own."""
 
 import re
 from collections import Counter
@@ -25,4 +25,6 @@ def test_averages_are_taken_of_projections(name):
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     program = str(jax.make_jaxpr(model.apply)(variables, x))
     averages = r'f32\[1,\d+,\d+,(\d+)\] = reduce_window_sum\[[^\]]*window_dimensions=\(1, 3, 3, 1\)'
-    assert Counter(map(int, re.findall(averages, program))) == PROJECTED[name]
+    widths = Counter(map(int, re.findall(averages, program)))
+    del widths[1]  # how many pixels each window counts
+    assert widths == PROJECTED[name]
