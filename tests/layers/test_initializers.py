@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-import torch
 
 from flaxzoo.layers.initializers import trunc_normal, xavier_uniform
+from tests.optional import torch
 
 
 def test_xavier_uniform_takes_the_mean_of_both_fans():

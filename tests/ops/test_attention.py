@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from flaxzoo.ops.attention import attention, log_spaced_positions, partition, relative_positions, reverse, shift_mask
+from tests.optional import torch
 
 
 def queries_keys_values(dtype, batch=(2, 3), length=5, keys=7, heads=2, depth=4):
