@@ -11,7 +11,7 @@ import reference
 from flaxzoo.analysis.parity import compare, randomise
 from tests.models.cases import images, shapes
 
-HEADS = ('fc', 'classifier', 'last_linear', 'logits', 'classif', 'AuxLogits', 'aux1', 'aux2')
+HEADS = ('fc', 'classifier', 'head', 'heads', 'last_linear', 'logits', 'classif', 'AuxLogits', 'aux1', 'aux2')
 
 
 @pytest.mark.parametrize('name', flaxzoo.list_models())
