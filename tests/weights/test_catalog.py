@@ -79,12 +79,16 @@ def test_parameters_of_other_releases(row):
 @pytest.mark.parametrize('name', sorted({row.model for row in catalog.releases()} & set(flaxzoo.list_models())))
 def test_parameters_of_our_networks(name):
     """Each release is of the network that we register under its name; GoogLeNet is counted without its aux heads."""
-    for classes in {row.classes or 1000 for row in catalog.releases() if row.model == name}:
+    rows = [row for row in catalog.releases() if row.model == name]
+    fixed = flaxzoo.create(name).fixed_size
+    # {(classes, size of the images if the network's tables follow it): parameters}
+    released = {(row.classes or 1000, row.crop if fixed else None): row.parameters for row in rows}
+    for (classes, size), parameters in released.items():
         fields = {'aux_logits': False} if name == 'googlenet' else {}
-        shapes = Architecture(name, {**fields, 'num_classes': classes}).shapes()
-        count = sum(math.prod(shape) for key, shape in shapes.items() if 'running_' not in key)
-        rows = [row for row in catalog.releases() if row.model == name and (row.classes or 1000) == classes]
-        assert {row.parameters for row in rows} == {count}
+        sized = {'image_size': size} if size else {}
+        shapes = Architecture(name, {**fields, **sized, 'num_classes': classes}).shapes()
+        assert sum(math.prod(shape) for key, shape in shapes.items() if 'running_' not in key) == parameters
+    assert {row.parameters for row in rows} == set(released.values())
 
 
 def test_every_row_is_consistent():
