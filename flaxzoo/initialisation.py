@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxzoo.ops._jax import is_traced
+
 # What jax raises where a module asks for the value of a traced array, or keeps one beyond its trace.
 TRACING_ERRORS = (
     jax.errors.ConcretizationTypeError,
@@ -68,7 +70,7 @@ def _parameters_alone(call: Any, key: Any, x: Any) -> dict[str, Any] | None:
 
 
 def _traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(map(is_traced, jax.tree.leaves(tree)))
 
 
 def _image(model: nn.Module) -> jax.ShapeDtypeStruct:

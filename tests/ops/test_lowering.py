@@ -1,6 +1,8 @@
 """Where a lowering may not be used: symbolic shapes, explicit shardings, a jax without the names it needs."""
 
 import importlib.util
+import pathlib
+import re
 import subprocess
 import sys
 from functools import partial
@@ -200,3 +202,10 @@ def test_a_network_without_primitives_has_the_same_numbers():
     model = flaxzoo.create('resnext29_32x4d', layers=(1, 1, 1), num_classes=4)
     ours = np.ravel(jax.jit(model.apply)(flaxzoo.init(model, jax.random.key(0)), x))
     chex.assert_trees_all_close(np.array(result.stdout.split(), np.float32), ours, rtol=1e-4, atol=1e-5)
+
+
+def test_unstable_names_of_jax_are_in_one_file():
+    root = pathlib.Path(flaxzoo.__file__).parent
+    unstable = re.compile(r'jax\.(_src|core|extend|interpreters|experimental)\b')
+    found = [path.relative_to(root).as_posix() for path in root.rglob('*.py') if unstable.search(path.read_text())]
+    assert found == ['ops/_jax.py']
