@@ -91,20 +91,20 @@ def test_another_epsilon_fails(v1, monkeypatch):
 
 
 def test_a_relu_after_the_last_block_fails(v2, monkeypatch):
-    def with_relu(branches, relu=True, **fields):
-        return residual(branches, **fields)
+    class WithRelu(inception_resnet.Residual):
+        def __post_init__(self):
+            self.relu = True
+            super().__post_init__()
 
-    residual = inception_resnet.Residual
-    monkeypatch.setattr(inception_resnet, 'Residual', with_relu)
+    monkeypatch.setattr(inception_resnet, 'Residual', WithRelu)
     assert error_v2(v2) > 1e-6
 
 
 def test_a_scaled_last_block_fails(v2, monkeypatch):
-    def scaled(branches, scale=0.20, **fields):
-        return residual(branches, scale=scale, **fields)
+    class Scaled(inception_resnet.Residual):
+        scale: float = 0.20
 
-    residual = inception_resnet.Residual
-    monkeypatch.setattr(inception_resnet, 'Residual', scaled)
+    monkeypatch.setattr(inception_resnet, 'Residual', Scaled)
     assert error_v2(v2) > 1e-6
 
 

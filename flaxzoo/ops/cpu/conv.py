@@ -29,7 +29,13 @@ from flaxzoo.ops.cpu.groups import (
 )
 from flaxzoo.ops.cpu.phases import phase_input_gradient
 from flaxzoo.ops.cpu.products import product, transposed_product
-from flaxzoo.ops.cpu.winograd import IMAGE, long_row_conv, winograd_conv, winograd_kernel_gradient
+from flaxzoo.ops.cpu.winograd import (
+    IMAGE,
+    long_row_conv,
+    unrolled_winograd_conv,
+    winograd_conv,
+    winograd_kernel_gradient,
+)
 from flaxzoo.ops.native import (
     Geometry,
     input_gradient_of,
@@ -109,6 +115,10 @@ def plain_winograd_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) 
 
 def flipped_winograd_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     return winograd_conv(x, kernel, geometry.padding, flipped=True)
+
+
+def unrolled_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
+    return unrolled_winograd_conv(x, kernel, geometry.padding)
 
 
 def winograd_row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, flipped: bool = False) -> jax.Array:
@@ -259,7 +269,10 @@ UNGROUPED = (
     Lowering(always, native_conv),
 )
 
-FORWARD = GROUPED_IN_INFERENCE + UNGROUPED
+# In inference Winograd's points are arrays of their own.
+UNROLLED = Lowering(fits_winograd, unrolled_conv, flipped_winograd_conv)
+
+FORWARD = GROUPED_IN_INFERENCE + tuple(UNROLLED if row.applies is fits_winograd else row for row in UNGROUPED)
 
 DIFFERENTIATED = GROUPED + UNGROUPED
 

@@ -5,8 +5,9 @@ transformed, to four points each. There a convolution is one product a point. Al
 four pixels, where a 3x3 kernel's plain sum takes 36. An axis of one tap is left alone. All constants are 0, 1 and 1/2,
 so the float32 rounding is that of the plain convolution. Paper: https://arxiv.org/abs/1509.09308.
 
-All points are one array and their products one batched product. As an array and a product each, they would take LLVM
-four times as long to compile and no less to compute.
+Where gradients are computed too all points are one array and their products one batched product: as an array and a
+product each, they take LLVM four times as long to compile. In evaluation, which has fewer convolutions to compile, they
+are an array and a product each, which XLA computes without writing the transformed image: 10 to 15% faster in networks.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from flaxzoo.ops.cpu.products import product
 from flaxzoo.ops.kept import kept
 from flaxzoo.ops.pairs import Pair
 
@@ -45,7 +47,27 @@ def winograd_conv(x: jax.Array, kernel: jax.Array, padding: Pair, flipped: bool 
     weights = _kernel_matrix(taps, flipped).astype(kernel.dtype) @ kernel.reshape(taps[0] * taps[1], -1)
     weights = weights.reshape(-1, *kernel.shape[2:])
     products = lax.dot_general(_image_points(x, padding, taps), weights, (((2,), (2 if flipped else 1,)), ((0,), (0,))))
-    return _result(products, len(x), sizes, taps)
+    products = products.reshape(*(len(IMAGE[n]) for n in taps), len(x), *_tiles(sizes, taps), -1)
+    return _result(products, sizes, taps)
+
+
+def unrolled_winograd_conv(x: jax.Array, kernel: jax.Array, padding: Pair, flipped: bool = False) -> jax.Array:
+    """`winograd_conv` with an array and a product for each point."""
+    taps = kernel.shape[:2]
+    sizes = [size + 2 * pad - n + 1 for size, pad, n in zip(x.shape[1:3], padding, taps, strict=True)]
+    weights = _kernel_matrix(taps, flipped).astype(kernel.dtype) @ kernel.reshape(taps[0] * taps[1], -1)
+    weights = weights.reshape(len(IMAGE[taps[0]]), len(IMAGE[taps[1]]), *kernel.shape[2:])
+    x = _padded(x, padding, taps)
+    rows, columns = (
+        [slice(i, i + (count - 1) * len(RESULT[n]) + 1, len(RESULT[n])) for i in range(len(IMAGE[n][0]))]
+        for count, n in zip(_tiles(sizes, taps), taps, strict=True)
+    )
+    points = _both_ways(IMAGE, [[x[:, row, column] for column in columns] for row in rows], taps)
+    products = [
+        [product(pixels, weights[i, j], transpose=flipped) for j, pixels in enumerate(row)]
+        for i, row in enumerate(points)
+    ]
+    return _result(products, sizes, taps)
 
 
 def winograd_kernel_gradient(x: jax.Array, cotangent: jax.Array, padding: Pair, taps: Pair) -> jax.Array:
@@ -66,11 +88,15 @@ def _kernel_matrix(taps: Pair, flipped: bool = False) -> np.ndarray:
 def _image_points(x: jax.Array, padding: Pair, taps: Pair) -> jax.Array:
     """The transformed tiles of the padded image: (points, N * tiles, C)."""
     sizes = [size + 2 * pad - n + 1 for size, pad, n in zip(x.shape[1:3], padding, taps, strict=True)]
-    tiles = _tiles(sizes, taps)
-    axes = zip(tiles, taps, padding, x.shape[1:3], strict=True)
+    return _points([IMAGE[n] for n in taps], kept(_padded(x, padding, taps)), _tiles(sizes, taps), taps)
+
+
+def _padded(x: jax.Array, padding: Pair, taps: Pair) -> jax.Array:
+    """The image with its padding, and zeros up to whole tiles."""
+    sizes = [size + 2 * pad - n + 1 for size, pad, n in zip(x.shape[1:3], padding, taps, strict=True)]
+    axes = zip(_tiles(sizes, taps), taps, padding, x.shape[1:3], strict=True)
     pads = [(pad, (count - 1) * len(RESULT[n]) + len(IMAGE[n][0]) - pad - size, 0) for count, n, pad, size in axes]
-    x = kept(lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0))))
-    return _points([IMAGE[n] for n in taps], x, tiles, taps)
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
 
 
 def _result_points(cotangent: jax.Array, taps: Pair) -> jax.Array:
@@ -91,15 +117,21 @@ def _points(matrices: Sequence[np.ndarray], x: jax.Array, tiles: Pair, taps: Pai
     return x.reshape(x.shape[0] * x.shape[1], -1, x.shape[-1])
 
 
-def _result(products: jax.Array, images: int, sizes: Pair, taps: Pair) -> jax.Array:
-    """The result (N, *sizes, O) of the products at all points."""
-    (height, width), (down, across) = _tiles(sizes, taps), (RESULT[n] for n in taps)
-    products = products.reshape(down.shape[1], across.shape[1], images, height, width, -1)
-    rows = [[_combined(row, list(line)) for row in across] for line in products]
-    pixels = [[_combined(row, column) for column in zip(*rows, strict=True)] for row in down]
+def _result(products: Sequence[Sequence[jax.Array]], sizes: Pair, taps: Pair) -> jax.Array:
+    """The result (N, *sizes, O) of the products (N, tiles down, tiles across, O) at all points."""
+    pixels = _both_ways(RESULT, products, taps)
     y = jnp.stack([jnp.stack(row, 3) for row in pixels], 2)  # (N, rows, 2, columns, 2, O), or 1 for 2
-    y = y.reshape(images, height * len(down), width * len(across), -1)
+    y = y.reshape(len(y), y.shape[1] * y.shape[2], y.shape[3] * y.shape[4], -1)
     return y[:, : sizes[0], : sizes[1]]
+
+
+def _both_ways(
+    matrices: dict[int, np.ndarray], grid: Sequence[Sequence[jax.Array]], taps: Pair
+) -> list[list[jax.Array]]:
+    """A grid of arrays whose rows, and then its columns, are multiplied by the matrices of their axes."""
+    down, across = (matrices[n] for n in taps)
+    rows = [[_combined(signs, list(line)) for signs in across] for line in grid]
+    return [[_combined(signs, list(column)) for column in zip(*rows, strict=True)] for signs in down]
 
 
 def _tiles(sizes: Pair, taps: Pair) -> list[int]:
