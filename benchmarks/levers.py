@@ -25,10 +25,10 @@ from benchmarks.timing import compiled, interleave, table
 from flaxzoo.layers import BatchNorm, kept
 from flaxzoo.ops.cpu.conv import (
     by_phases,
-    plain_winograd_conv,
     plain_winograd_gradient,
     pointwise_conv,
     tap_kernel_gradient,
+    unrolled_conv,
     winograd_column_conv,
     winograd_row_conv,
 )
@@ -166,11 +166,11 @@ CPU_LEVERS = (
     matrix_product('product, 64 -> 256 @56', cpu(56, 56, 64), (64, 256)),
     matrix_product('product, 288 -> 64 @35', cpu(35, 35, 288), (288, 64)),
     matrix_product('product, 1024 -> 256 @14', cpu(14, 14, 1024), (1024, 256)),
-    forward('winograd, 64 -> 64 @56', plain_winograd_conv, cpu(56, 56, 64), (3, 3, 64, 64), **SAME),
-    forward('winograd, 128 -> 128 @28', plain_winograd_conv, cpu(28, 28, 128), (3, 3, 128, 128), **SAME),
-    forward('winograd, 512 -> 512 @7', plain_winograd_conv, cpu(7, 7, 512), (3, 3, 512, 512), **SAME),
+    forward('winograd, 64 -> 64 @56', unrolled_conv, cpu(56, 56, 64), (3, 3, 64, 64), **SAME),
+    forward('winograd, 128 -> 128 @28', unrolled_conv, cpu(28, 28, 128), (3, 3, 128, 128), **SAME),
+    forward('winograd, 512 -> 512 @7', unrolled_conv, cpu(7, 7, 512), (3, 3, 512, 512), **SAME),
     forward('wide, 3x3 32 -> 32 @149', wide_conv, cpu(149, 149, 32), (3, 3, 32, 32)),
-    forward('winograd, 1x3 384 -> 384 @8', plain_winograd_conv, cpu(8, 8, 384), (1, 3, 384, 384), padding=(0, 1)),
+    forward('winograd, 1x3 384 -> 384 @8', unrolled_conv, cpu(8, 8, 384), (1, 3, 384, 384), padding=(0, 1)),
     forward('wide, 5x5 64 -> 192 @27', wide_conv, cpu(27, 27, 64), (5, 5, 64, 192), padding=(2, 2)),
     forward('winograd, 1x7 192 -> 192 @17', winograd_row_conv, cpu(17, 17, 192), (1, 7, 192, 192), padding=(0, 3)),
     forward('winograd, 7x1 192 -> 192 @17', winograd_column_conv, cpu(17, 17, 192), (7, 1, 192, 192), padding=(3, 0)),

@@ -15,7 +15,7 @@ from flaxzoo.ops.cpu.conv import by_phases, pointwise_conv, tap_kernel_gradient
 from flaxzoo.ops.cpu.dense import column_conv, paired_conv, row_conv, wide_conv, wider_conv
 from flaxzoo.ops.cpu.groups import depthwise_conv, depthwise_kernel_gradient, merged_conv
 from flaxzoo.ops.cpu.products import product, transposed_product
-from flaxzoo.ops.cpu.winograd import winograd_conv, winograd_kernel_gradient
+from flaxzoo.ops.cpu.winograd import unrolled_winograd_conv, winograd_conv, winograd_kernel_gradient
 from flaxzoo.ops.native import Geometry, native_conv, native_input_gradient, native_kernel_gradient
 from tests.compiling import jit
 from tests.ops.convolutions import arrays, assert_equal, assert_equal_with_gradients, convolutions, relative
@@ -125,12 +125,13 @@ def test_column_conv(case):
     assert_equal_with_gradients(partial(column_conv, geometry=case[2]), *case)
 
 
+@pytest.mark.parametrize('lowering', [winograd_conv, unrolled_winograd_conv])
 @pytest.mark.parametrize('taps', [(3, 3), (3, 1), (1, 3)])
 @settings(max_examples=5, deadline=None)
 @given(st.data())
-def test_winograd_conv(taps, data):
+def test_winograd_conv(taps, lowering, data):
     case = data.draw(convolutions(groups=1, kernel=taps, stride=(1, 1), dilation=(1, 1)))
-    assert_equal_with_gradients(partial(winograd_conv, padding=case[2].padding), *case)
+    assert_equal_with_gradients(partial(lowering, padding=case[2].padding), *case)
 
 
 @pytest.mark.parametrize('flipped', [False, True])

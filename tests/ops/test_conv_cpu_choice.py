@@ -83,8 +83,8 @@ def table_row(table, case: str, images: int = 1000):
 
 CHOSEN = {
     'pointwise': pointwise_conv,
-    'winograd': plain_winograd_conv,
-    'winograd, row': plain_winograd_conv,
+    'winograd': conv_cpu.unrolled_conv,
+    'winograd, row': conv_cpu.unrolled_conv,
     'winograd, long row': conv_cpu.winograd_row_conv,
     'winograd, long column': conv_cpu.winograd_column_conv,
     'many channels, strided': row_conv,
@@ -110,6 +110,11 @@ CHOSEN = {
 def test_the_lowering_is_the_one_that_was_measured_to_be_fast(measured, case):
     """All give the same numbers, so that no other test would see a slow one chosen."""
     assert table_row(conv_cpu.FORWARD, case) is CHOSEN[case]
+
+
+def test_winograds_points_are_one_array_where_gradients_are_computed_too(measured):
+    """There are three times as many convolutions to compile there."""
+    assert table_row(conv_cpu.DIFFERENTIATED, 'winograd') is plain_winograd_conv
 
 
 CHOSEN_GRADIENTS = {

@@ -51,11 +51,11 @@ def winograd_conv(x: jax.Array, kernel: jax.Array, padding: Pair, flipped: bool 
     return _result(products, sizes, taps)
 
 
-def unrolled_winograd_conv(x: jax.Array, kernel: jax.Array, padding: Pair, flipped: bool = False) -> jax.Array:
+def unrolled_winograd_conv(x: jax.Array, kernel: jax.Array, padding: Pair) -> jax.Array:
     """`winograd_conv` with an array and a product for each point."""
     taps = kernel.shape[:2]
     sizes = [size + 2 * pad - n + 1 for size, pad, n in zip(x.shape[1:3], padding, taps, strict=True)]
-    weights = _kernel_matrix(taps, flipped).astype(kernel.dtype) @ kernel.reshape(taps[0] * taps[1], -1)
+    weights = _kernel_matrix(taps).astype(kernel.dtype) @ kernel.reshape(taps[0] * taps[1], -1)
     weights = weights.reshape(len(IMAGE[taps[0]]), len(IMAGE[taps[1]]), *kernel.shape[2:])
     x = _padded(x, padding, taps)
     rows, columns = (
@@ -63,10 +63,7 @@ def unrolled_winograd_conv(x: jax.Array, kernel: jax.Array, padding: Pair, flipp
         for count, n in zip(_tiles(sizes, taps), taps, strict=True)
     )
     points = _both_ways(IMAGE, [[x[:, row, column] for column in columns] for row in rows], taps)
-    products = [
-        [product(pixels, weights[i, j], transpose=flipped) for j, pixels in enumerate(row)]
-        for i, row in enumerate(points)
-    ]
+    products = [[product(pixels, weights[i, j]) for j, pixels in enumerate(row)] for i, row in enumerate(points)]
     return _result(products, sizes, taps)
 
 
