@@ -4,8 +4,8 @@ XLA:CPU merges a cheap elementwise operation into every operation that reads it 
 the sum of a residual block, which the next block's convolution and its sum read, that means that the sums of a stage
 all read the branches of all blocks before them. `python -m benchmarks.levers 'kept*'` shows what that costs.
 
-`lax.optimization_barrier` and `lax.reduce_precision` do not keep an array on XLA:CPU: with either it is computed as
-often as without.
+`lax.reduce_precision` does not keep an array on XLA:CPU, nor does `lax.optimization_barrier` before jaxlib 0.12: with
+either it is computed as often as without.
 """
 
 import jax
