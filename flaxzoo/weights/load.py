@@ -132,9 +132,9 @@ def load_with_report(
     if source.release and source.release.crop and lookup(name).func.fixed_size:
         fields = {'image_size': source.release.crop, **fields}
     copy = source.fetch(offline, refresh)
+    found = _candidates(source, copy, key)
     if copy.path:
         fields = {**stated_fields(copy.path, name), **fields}
-    found = _candidates(source, copy, key)
     architecture = Architecture(name, fields, in_channels)
     key = choose({place: weights.shapes for place, weights in found.items()}, architecture, key)
     classes = _classes(source, architecture, found[key].shapes) if num_classes is None else num_classes
