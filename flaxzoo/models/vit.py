@@ -101,7 +101,7 @@ class VisionTransformer(Network):
         x = patches(self.hidden_dim, self.patch_size, stride=self.patch_size, name='conv_proj')(x)
         x = x.reshape(x.shape[0], -1, self.hidden_dim)
         token = self.param('class_token', zeros, (1, 1, self.hidden_dim), jnp.float32).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.hidden_dim)), x], 1)
+        x = jnp.concatenate([token + jnp.zeros_like(x[:, :1]), x], 1)  # sharded as the image is
         x = x + self.param('encoder.pos_embedding', normal(0.02), (1, *x.shape[1:]), jnp.float32).astype(x.dtype)
         x = Dropout(self.dropout, name='encoder.dropout')(x, train)
         fields = self.num_heads, self.mlp_dim, self.dropout, self.attention_dropout, self.norm_layer

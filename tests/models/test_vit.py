@@ -215,3 +215,18 @@ def test_a_mistake_fails(mutation, monkeypatch):
 def test_another_epsilon_fails():
     model, module = pair()
     assert compare(model.clone(norm_layer=Norm(LayerNorm, eps=1e-5)), module, images()).error > 1e-6
+
+
+def test_images_that_are_explicitly_sharded():
+    """The class token then lies over the devices as the patches do."""
+    fields = {'num_layers': 1, 'image_size': 32, 'hidden_dim': 8, 'mlp_dim': 8, 'num_heads': 2, 'num_classes': 0}
+    model = flaxzoo.create('vit_b_16', **fields)
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    variables = flaxzoo.init(model, jax.random.key(0))
+    expected = model.apply(variables, x)
+    mesh = jax.make_mesh((2,), ('batch',), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P('batch')))
+        logits = jax.jit(model.apply)(variables, sharded)
+        jax.jit(jax.grad(lambda v, x: model.apply(v, x).sum()))(variables, sharded)
+    np.testing.assert_allclose(np.asarray(logits), expected, rtol=1e-4, atol=1e-5)
