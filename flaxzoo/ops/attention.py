@@ -44,15 +44,18 @@ def attention(
 def partition(x: jax.Array, window: Pair) -> jax.Array:
     """Cuts `x: (N, H, W, C)` into windows that tile it, row by row: (N, windows, pixels of a window, C)."""
     (n, height, width, channels), (h, w) = x.shape, window
-    x = x.reshape(n, height // h, h, width // w, w, channels).swapaxes(2, 3)
-    return x.reshape(n, (height // h) * (width // w), h * w, channels)
+    # A reshape an axis: of an image that lies over an explicit mesh no other is supported.
+    x = x.reshape(n, height // h, h, width, channels).reshape(n, height // h, h, width // w, w, channels)
+    x = x.swapaxes(2, 3).reshape(n, (height // h) * (width // w), h, w, channels)
+    return x.reshape(n, x.shape[1], h * w, channels)
 
 
 def reverse(windows: jax.Array, window: Pair, size: Pair) -> jax.Array:
     """The inverse of `partition` for an image of `size` (height, width)."""
-    (height, width), (h, w) = size, window
-    x = windows.reshape(windows.shape[0], height // h, width // w, h, w, windows.shape[-1])
-    return x.swapaxes(2, 3).reshape(windows.shape[0], height, width, windows.shape[-1])
+    (height, width), (h, w), (n, count, _, channels) = size, window, windows.shape
+    x = windows.reshape(n, count, h, w, channels).reshape(n, height // h, width // w, h, w, channels)
+    x = x.swapaxes(2, 3).reshape(n, height, width // w, w, channels)
+    return x.reshape(n, height, width, channels)
 
 
 @lru_cache
