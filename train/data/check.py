@@ -1,0 +1,65 @@
+"""The headers of all image files, read once before a run begins, so that a bad one is not met hours later."""
+
+import dataclasses
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from flaxzoo.images import ImageError, check_header
+from train.data.folder import Files
+from train.data.source import DataError, Dataset
+
+logger = logging.getLogger('train')
+
+SHOWN = 20  # in a message
+THREADS = 8  # Python runs one at a time, but slow disks are waited for together
+
+
+def checked(data: Dataset, bad_images: str) -> Dataset:
+    """The data set without the files whose format, size or mode is not one that can be read.
+
+    Args:
+      bad_images: the config's: 'fail' or 'skip'.
+
+    Raises:
+      DataError: with 'fail', there are such files; with 'skip', a class has no others.
+    """
+    # Arrays are decoded; records were checked when they were prepared.
+    sides = {name: side for name in ('train', 'held_out') if isinstance(side := getattr(data, name), Files)}
+    faults = {name: _faults(side) for name, side in sides.items()}
+    bad = tuple(fault for side in faults.values() for fault in side.values())
+    if not bad:
+        return data
+    listed = '\n'.join(f'  {fault}' for fault in bad[:SHOWN]) + ('\n  ...' if len(bad) > SHOWN else '')
+    if bad_images == 'fail':
+        raise DataError(
+            f"{len(bad):,} files are no images; remove them, or config.bad_images = 'skip' leaves them out:\n{listed}"
+        )
+    logger.warning('%s files are no images and left out:\n%s', f'{len(bad):,}', listed)
+    good = {name: _without(side, faults[name], data.class_names) for name, side in sides.items()}
+    return dataclasses.replace(data, bad=bad, **good)
+
+
+def _faults(files: Files) -> dict[int, str]:
+    """Index -> what is wrong with that file."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(_fault, map(files.path, range(len(files))), chunksize=64)
+        return {index: fault for index, fault in enumerate(found) if fault}
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with a file; empty for an image."""
+    try:
+        check_header(path)
+    except ImageError as error:
+        return str(error)
+    except OSError as error:
+        return f'{path} cannot be read: {error.strerror or error}'
+    return ''
+
+
+def _without(files: Files, faults: dict[int, str], class_names: tuple[str, ...]) -> Files:
+    good = [index for index in range(len(files)) if index not in faults]
+    for label in sorted(set(files.labels) - {files.labels[index] for index in good}):
+        raise DataError(f'no image of class {class_names[label]!r} can be read')
+    return files.only(good)
