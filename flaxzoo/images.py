@@ -33,7 +33,7 @@ FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM')
 LARGEST_FILE = 2**31  # bytes; 1.4e9 are the pixels that Pillow allows, in 8 bytes each
 
 # A longer edge of more than so many shorter ones is cut before it is resized.
-LONGEST = 16
+LONGEST = 64
 
 # Where it is, in EXIF and TIFF.
 BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274

@@ -49,12 +49,14 @@ def train(config: ConfigDict, directory: Path) -> dict[str, float]:
     multihost_utils.sync_global_devices('every process has looked at the directory before one writes to it')
     experiment = build(config)
     config = experiment.config
+    if Checkpoints(directory / 'checkpoints').steps:
+        identity.check(directory, experiment.data)
     writes = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if writes:
             stack.enter_context(workdir.claimed(directory, config))
+            identity.record(directory, experiment.data)
         checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', config.keep_checkpoints))
-        identity.settle(directory, experiment.data, begun=bool(checkpoints.steps), writes=writes)
         found = checkpoints.restore_newest(abstract_state(config, experiment.model, experiment.image_shape))
         state, record = found or (experiment.initial_state(), {})
         records = stack.enter_context(Records(directory, int(state.step), writes))

@@ -22,7 +22,8 @@ def checked(data: Dataset, bad_images: str) -> Dataset:
       bad_images: the config's: 'fail' or 'skip'.
 
     Raises:
-      DataError: with 'fail', there are such files; with 'skip', a class has no others.
+      DataError: with 'fail', there are such files; with 'skip', they are all there is of a class to learn from, or of
+        what is held out.
     """
     # Arrays are decoded; records were checked when they were prepared.
     sides = {name: side for name in ('train', 'held_out') if isinstance(side := getattr(data, name), Files)}
@@ -30,14 +31,17 @@ def checked(data: Dataset, bad_images: str) -> Dataset:
     bad = tuple(fault for side in faults.values() for fault in side.values())
     if not bad:
         return data
+    count = f'{len(bad):,} file{"s are" if len(bad) > 1 else " is"}'
     listed = '\n'.join(f'  {fault}' for fault in bad[:SHOWN]) + ('\n  ...' if len(bad) > SHOWN else '')
     if bad_images == 'fail':
         raise DataError(
-            f"{len(bad):,} files are no images; remove them, or config.bad_images = 'skip' leaves them out:\n{listed}"
+            f"{count} no image; remove what is none, or config.bad_images = 'skip' leaves it out:\n{listed}"
         )
-    logger.warning('%s files are no images and left out:\n%s', f'{len(bad):,}', listed)
-    good = {name: _without(side, faults[name], data.class_names) for name, side in sides.items()}
-    return dataclasses.replace(data, bad=bad, **good)
+    logger.warning('%s no image and left out:\n%s', count, listed)
+    data = dataclasses.replace(data, bad=bad, **{name: _without(side, faults[name]) for name, side in sides.items()})
+    for label in sorted(set(range(len(data.class_names))) - set(data.train.labels)):
+        raise DataError(f'no image of class {data.class_names[label]!r} is left to learn from')
+    return data
 
 
 def _faults(files: Files) -> dict[int, str]:
@@ -58,8 +62,8 @@ def _fault(path: Path) -> str:
     return ''
 
 
-def _without(files: Files, faults: dict[int, str], class_names: tuple[str, ...]) -> Files:
+def _without(files: Files, faults: dict[int, str]) -> Files:
     good = [index for index in range(len(files)) if index not in faults]
-    for label in sorted(set(files.labels) - {files.labels[index] for index in good}):
-        raise DataError(f'no image of class {class_names[label]!r} can be read')
+    if not good:
+        raise DataError(f'none of the {len(files):,} images below {files.root} can be read')
     return files.only(good)

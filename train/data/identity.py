@@ -25,26 +25,28 @@ FileNames = dict[str, dict[str, int]]
 """Class -> name -> bytes."""
 
 
-def settle(workdir: Path, data: Dataset, begun: bool, writes: bool) -> None:
-    """Records what a run's images are, or sees to it that they are those that it began with.
-
-    Args:
-      begun: there is something to go on with.
-      writes: this process may write to `workdir`.
+def check(workdir: Path, data: Dataset) -> None:
+    """Sees to it that a run that goes on does so with the images that it began with; writes nothing.
 
     Raises:
       DataError: they are others; says which, and what to do.
     """
-    present, recorded = data.identity(), _read(workdir / IDENTITY)
-    if begun and recorded is None:
+    recorded = _read(workdir / IDENTITY)
+    if recorded is None:
         logger.warning('%s is not there or damaged: these images are taken for those of the run', workdir / IDENTITY)
-    if begun and recorded not in (None, present):
+    elif recorded != data.identity():
         raise DataError(_refusal(workdir, recorded, data))
-    if writes and not (recorded == present and (workdir / FILES).exists()):
-        if data.bad:
-            replace_file(workdir / BAD, ''.join(map(_line, data.bad)))
-        _write(workdir / FILES, {'classes': data.files()})
-        _write(workdir / IDENTITY, present)
+
+
+def record(workdir: Path, data: Dataset) -> None:
+    """Writes down what a run's images are, where that is not written yet."""
+    present = data.identity()
+    if _read(workdir / IDENTITY) == present and (workdir / FILES).exists():
+        return
+    if data.bad:
+        replace_file(workdir / BAD, ''.join(map(_line, data.bad)))
+    _write(workdir / FILES, {'classes': data.files()})
+    _write(workdir / IDENTITY, present)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], old_files: FileNames, new_files: FileNames) -> list[str]:

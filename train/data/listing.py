@@ -43,13 +43,12 @@ def image_files(directory: Path, left_out: LeftOut) -> list[tuple[str, int]]:
 
     Only regular files, or links to such, count, and none whose name begins with a dot.
     """
-    files, below, seen = [], [''], set()
+    files, below, seen = [], [''], {_identity(os.stat(directory))}
     while below:
         here = below.pop()
-        for entry, found in _entries(os.path.join(directory, here), left_out):
-            identity = (found.st_dev, found.st_ino)
-            if stat.S_ISDIR(found.st_mode) and identity not in seen:
-                seen.add(identity)
+        for entry, found in _entries(directory / here, left_out):
+            if stat.S_ISDIR(found.st_mode) and _identity(found) not in seen:
+                seen.add(_identity(found))
                 below.append(os.path.join(here, entry.name))
             elif stat.S_ISDIR(found.st_mode):
                 left_out.add('links to a directory that was met before', entry.path)
@@ -62,7 +61,11 @@ def image_files(directory: Path, left_out: LeftOut) -> list[tuple[str, int]]:
     return [(os.path.join(here, name), size) for here, name, size in sorted(files)]
 
 
-def _entries(directory: Path | str, left_out: LeftOut) -> Iterator[tuple[os.DirEntry, os.stat_result]]:
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _entries(directory: Path, left_out: LeftOut) -> Iterator[tuple[os.DirEntry, os.stat_result]]:
     """What a directory holds but hidden files and dead links, sorted, with what links lead to."""
     try:
         with os.scandir(directory) as scan:
