@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--step', type=int, help='of the checkpoint; the newest if not given')
     parser.add_argument('--count', type=int, default=8, help='held-out images to take if no file is named')
-    parser.add_argument('images', nargs='*', type=Path, help='JPEG or PNG files')
+    parser.add_argument('images', nargs='*', type=Path, help='image files')
     args = parser.parse_args(argv)
     classifier = Classifier(args.workdir, args.step)
     if args.images:

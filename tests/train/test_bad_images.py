@@ -43,19 +43,21 @@ def stopped(config, photographs: Path, count: int) -> str:
 
 def test_all_bad_headers_are_named_at_once(config, photographs: Path):
     message = stopped(config, photographs, 3)
-    assert message.startswith('3 files are no image; remove what is none, or config.bad_images')
+    assert message.startswith('3 of 33 image files cannot be read; remove them, or config.bad_images')
     assert all(f'bad{number:03}.jpg is not a readable image: it is none of JPEG' in message for number in range(3))
 
 
 def test_a_thousand_bad_headers_are_counted(config, photographs: Path):
     message = stopped(config, photographs, 1000)
-    assert message.startswith('1,000 files')
+    assert message.startswith('1,000 of 1,030 image files')
     assert message.count('readable') == SHOWN
 
 
 def test_a_run_does_not_begin_with_bad_headers(config, photographs: Path):
     (photographs / 'red' / '4.jpg').write_bytes(b'')
-    with pytest.raises(DataError, match=r'1 file is no image; .*\n.*4\.jpg is not a readable image: it is empty'):
+    with pytest.raises(
+        DataError, match=r'1 of 30 image files cannot be read; .*\n.*4\.jpg is not a readable image: it is empty'
+    ):
         build(config)
 
 
@@ -66,7 +68,7 @@ def test_bad_headers_are_left_out_and_the_others_keep_their_order(config, photog
         (photographs / name).write_bytes(b'')
     with caplog.at_level(logging.WARNING):
         data = checked(open_dataset(config), 'skip')
-    assert '3 files are no image and left out:\n' in caplog.text
+    assert '3 of 30 image files cannot be read and are left out:\n' in caplog.text
     assert [fault.partition(' ')[0] for fault in data.bad] == [str(photographs / name) for name in names]
     for old, new in ((before.train, data.train), (before.held_out, data.held_out)):
         assert list(new.names) == [name for name in old.names if name not in names]
@@ -105,7 +107,9 @@ def test_a_file_that_must_not_be_read_is_among_the_bad(config, photographs: Path
     source = data.train if 'red/4.jpg' in data.train.names else data.held_out
     with pytest.raises(BadImageError, match=r'4\.jpg cannot be read: Permission denied'):
         source[source.names.index('red/4.jpg')]
-    with pytest.raises(DataError, match=r'1 file is no image; .*\n.*4\.jpg cannot be read: Permission denied'):
+    with pytest.raises(
+        DataError, match=r'1 of 30 image files cannot be read; .*\n.*4\.jpg cannot be read: Permission denied'
+    ):
         checked(data, 'fail')
 
 
@@ -183,7 +187,7 @@ def test_images_that_are_all_bad_end_the_search(config):
     source = open_dataset(config).train
     for index in range(len(source)):
         damage(source.path(index))
-    with pytest.raises(DataError, match='cannot be read'):
+    with pytest.raises(DataError, match=r'none of 27 images in a row can be read; the last: .*blue/3\.jpg is not'):
         readable(source, 3, skip=True)
 
 

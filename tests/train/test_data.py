@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from train.data import open_dataset
+from train.data.check import checked
 from train.data.crop import resized_crop
 from train.data.source import DataError
 
@@ -115,6 +116,13 @@ def test_an_unknown_data_set_is_named(open_named, tmp_path: Path, name: str, mes
 def test_tfds_reads_array_record_without_tensorflow(open_named, start, tmp_path: Path):
     finish(start('-W', 'default', str(Path(__file__).with_name('squares.py')), str(tmp_path)))
     data = open_named('tfds:squares', str(tmp_path))
+    assert data.identity() == {
+        'kind': 'tfds:squares/1.0.0',
+        'class_names': ['dark', 'light'],
+        'train': {'images': 12},
+        'held_out': {'images': 5},
+    }
+    assert checked(data, 'fail') is data
     assert data.class_names == ('dark', 'light')
     assert (len(data.train), len(data.held_out)) == (12, 5)
     for source in (data.train, data.held_out):

@@ -58,6 +58,13 @@ def test_nested_directories_are_split_too(root: Path):
     assert len({*data.train.names, *data.held_out.names}) == 24
 
 
+def test_which_images_are_held_out_is_pinned(tmp_path: Path):
+    """A run goes on with another version, so this must not change; nor does it where a class is called otherwise."""
+    add(tmp_path / 'set', *(f'{name}/{i}.jpg' for name in ('cat', 'dog') for i in range(20)))
+    held_out = open_folder(str(tmp_path / 'set')).held_out.names
+    assert held_out == ('cat/0.jpg', 'cat/19.jpg', 'dog/0.jpg', 'dog/19.jpg')
+
+
 def test_what_is_left_out_is_said_in_one_line(root: Path, caplog):
     add(root, 'cat/._0.jpg', '.git/x.jpg', 'beside.jpg')
     for name in ('cat/x.gif', 'cat/notes.txt', 'dog/.DS_Store'):

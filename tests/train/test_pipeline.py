@@ -116,6 +116,12 @@ def test_images_that_are_not_cropped_at_random_are_resized_whole(tiny_config, ph
     np.testing.assert_array_equal(trained['image'], np.stack(expected)[epoch_order(0, 0, 27)])
 
 
+def test_a_crop_larger_than_the_resized_image_is_refused(tiny_config):
+    tiny_config.image_size, tiny_config.eval_resize = 32, 24
+    with pytest.raises(DataError, match='a crop of 32 pixels does not fit an image resized to 24'):
+        eval_batches(numbered(3), tiny_config, Rows(3))
+
+
 @pytest.mark.parametrize(('count', 'size', 'processes'), [(10, 4, 1), (10, 4, 2), (9, 8, 4), (3, 8, 4), (8, 8, 1)])
 def test_evaluation_has_every_image_once_in_order(tiny_config, count: int, size: int, processes: int):
     parts = [list(eval_batches(numbered(count), tiny_config, Rows(size, i, processes))) for i in range(processes)]

@@ -13,6 +13,7 @@ logger = logging.getLogger('train')
 
 SHOWN = 20  # in a message
 THREADS = 8  # Python runs one at a time, but slow disks are waited for together
+PART = 256  # files; a task a file would take longer than to read its header
 
 
 def checked(data: Dataset, bad_images: str) -> Dataset:
@@ -31,13 +32,11 @@ def checked(data: Dataset, bad_images: str) -> Dataset:
     bad = tuple(fault for side in faults.values() for fault in side.values())
     if not bad:
         return data
-    count = f'{len(bad):,} file{"s are" if len(bad) > 1 else " is"}'
+    count = f'{len(bad):,} of {sum(map(len, sides.values())):,} image files cannot be read'
     listed = '\n'.join(f'  {fault}' for fault in bad[:SHOWN]) + ('\n  ...' if len(bad) > SHOWN else '')
     if bad_images == 'fail':
-        raise DataError(
-            f"{count} no image; remove what is none, or config.bad_images = 'skip' leaves it out:\n{listed}"
-        )
-    logger.warning('%s no image and left out:\n%s', count, listed)
+        raise DataError(f"{count}; remove them, or config.bad_images = 'skip' leaves them out:\n{listed}")
+    logger.warning('%s and are left out:\n%s', count, listed)
     data = dataclasses.replace(data, bad=bad, **{name: _without(side, faults[name]) for name, side in sides.items()})
     for label in sorted(set(range(len(data.class_names))) - set(data.train.labels)):
         raise DataError(f'no image of class {data.class_names[label]!r} is left to learn from')
@@ -46,9 +45,10 @@ def checked(data: Dataset, bad_images: str) -> Dataset:
 
 def _faults(files: Files) -> dict[int, str]:
     """Index -> what is wrong with that file."""
+    parts = [range(len(files))[start : start + PART] for start in range(0, len(files), PART)]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(_fault, map(files.path, range(len(files))), chunksize=64)
-        return {index: fault for index, fault in enumerate(found) if fault}
+        found = pool.map(lambda part: [(index, _fault(files.path(index))) for index in part], parts)
+        return {index: fault for part in found for index, fault in part if fault}
 
 
 def _fault(path: Path) -> str:

@@ -96,14 +96,16 @@ def readable(source: Source, index: int, view: View = whole, skip: bool = False)
       BadImageError: without `skip`, it cannot be read.
       DataError: nor can the many that follow; or an image is gone.
     """
-    for beyond in range(min(len(source), MOST_BAD)):
+    tries = min(len(source), MOST_BAD)
+    for beyond in range(tries):
         try:
             return source.read((index + beyond) % len(source), view), beyond == 0
         except BadImageError as error:
             if not skip:
                 raise BadImageError(f"{error}; config.bad_images = 'skip' goes on without such images") from error
             _say_once(f'{error}; the next image stands in for it')
-    raise DataError(f'{MOST_BAD:,} images in a row, or all there are, cannot be read; the last words say why')
+            last = error
+    raise DataError(f'none of {tries:,} images in a row can be read; the last: {last}')
 
 
 @functools.lru_cache(maxsize=10_000)
