@@ -1,6 +1,7 @@
 """The image preparation that released weights were evaluated with: resize, crop, normalise, in PIL and numpy.
 
-Equal to torchvision's `weights.transforms()` on 8-bit RGB images, antialiased resize included, up to the layout.
+Equal to torchvision's `weights.transforms()`, antialiased resize included, up to the layout. How files of all kinds
+become RGB is said in `flaxzoo.images`.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ class Preset:
       crop: pixels of the central square that is cut out.
       interpolation: 'nearest', 'bilinear', 'bicubic' or 'lanczos', antialiased when the image shrinks.
       mean, std: of the normalisation (value - mean) / std of values from 0 to 1, for red, green and blue.
+      exif_orientation: turn photographs as their EXIF data say; torchvision does not.
     """
 
     resize: int
@@ -43,6 +45,7 @@ class Preset:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    exif_orientation: bool = False
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
@@ -54,11 +57,12 @@ class Preset:
         """The prepared image, (crop, crop, 3) float32.
 
         Args:
-          image: a PIL image of 8 bits a channel, converted to RGB, or a uint8 array (H, W, 3) or (H, W). Its EXIF
-            orientation is not applied, as in torchvision.
+          image: a path, a PIL image, or a uint8 array (H, W, 3) or (H, W).
 
         Raises:
-          TypeError, ValueError: anything else.
+          ImageError: a ValueError; it cannot be read, or has neither 8 nor 16 bits a channel.
+          TypeError: anything else.
+          OSError: the file itself cannot be read.
         """
         values = self.pixels(image).astype(np.float32) / np.float32(255)
         return (values - np.float32(self.mean)) / np.float32(self.std)
@@ -69,16 +73,16 @@ class Preset:
 
     def pixels(self, image: Any) -> np.ndarray:
         """The image before it is normalised, (crop, crop, 3) uint8."""
-        from PIL import Image
+        from flaxzoo import images
 
-        image = _rgb(image)
-        width, height = image.size
-        short = min(width, height)
-        size = tuple(self.resize if edge == short else int(self.resize * edge / short) for edge in (width, height))
-        if size != image.size:
-            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
-        left, top = (round((edge - self.crop) / 2) for edge in size)
-        return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
+        if isinstance(image, str | os.PathLike):
+            with images.opened(image) as file:
+                return self.pixels(file)
+        image = _pil(image)
+        if self.exif_orientation:
+            image = images.upright(image)
+        rgb = images.converted(image, 'RGB')
+        return np.asarray(images.resized_centre(rgb, self.resize, self.crop, self.interpolation))
 
 
 def transforms(
@@ -163,17 +167,15 @@ def _of_hub(place: str, offline: bool | None, refresh: bool) -> Preset:
         raise WeightsError(f'{place}: its config.json does not describe how images are prepared') from error
 
 
-def _rgb(image: Any) -> Any:
-    """A PIL image in RGB."""
+def _pil(image: Any) -> Any:
+    """A PIL image, or one of an array."""
     from PIL import Image
 
-    if isinstance(image, str | bytes | os.PathLike):
-        raise TypeError('got a path; open it first: PIL.Image.open(path)')
-    if not isinstance(image, Image.Image):
-        array = np.asarray(image)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
-            raise TypeError(f'expected a uint8 array (H, W, 3) or (H, W), got {array.dtype} {array.shape}')
-        image = Image.fromarray(array)
-    if image.mode in ('I', 'F') or image.mode.startswith('I;'):
-        raise ValueError(f'expected 8 bits a channel, got an image of mode {image.mode!r}')
-    return image.convert('RGB')
+    if isinstance(image, Image.Image):
+        return image
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise TypeError(
+            f'expected a path, a PIL image or a uint8 array (H, W, 3) or (H, W), got {array.dtype} {array.shape}'
+        )
+    return Image.fromarray(array)

@@ -21,12 +21,16 @@ CHOICES = {
     'optimizer': ('sgd', 'adamw'),
     'schedule': ('cosine', 'step', 'constant'),
     'eval_interpolation': ('', *INTERPOLATIONS),
+    'bad_images': ('fail', 'skip'),
 }
 
-# Fields that may change when a run is resumed: they say where and how often, not what is computed.
+# Fields that may change when a run is resumed: they say where and how often, not what is computed. Whether other data
+# lie in another place, data.json says.
 NEUTRAL = frozenset(
     (
+        'dataset',
         'data_dir',
+        'bad_images',
         'num_workers',
         'parallel',
         'log_every_steps',
@@ -64,6 +68,8 @@ def default_config() -> ConfigDict:
     # The data: digits, folder:PATH or tfds:NAME.
     config.dataset = ''
     config.data_dir = ''  # where TFDS data sets are; '' is ~/tensorflow_datasets
+    config.bad_images = 'fail'  # 'skip': those that cannot be read are listed, and the others trained on
+    config.exif_orientation = False  # turn photographs as their EXIF data say; torchvision does not
     config.num_workers = 0  # processes that load images; 0 loads in threads of this one
     # What is left open here (PREPARATION) is as the weights of init_from want it; see preparation.py.
     config.image_size = 0  # pixels; without such weights 0 takes the images as they are

@@ -2,27 +2,34 @@
 
 import collections
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from train.data.pipeline import eval_batches
+from train.data.pipeline import NOT_COUNTED, eval_batches
 from train.data.source import Source
 from train.parallel import MeshParallel
 from train.prefetch import Prefetcher
 
+logger = logging.getLogger('train')
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of each held-out image, in the source's order: five arrays (N,), see step.make_eval_step."""
+    """What became of each held-out image that can be read, in the source's order: arrays (N,), see step.make_eval_step.
+
+    index: where each is in the source.
+    """
 
     label: np.ndarray
     predicted: np.ndarray
     confidence: np.ndarray
     loss: np.ndarray
     rank: np.ndarray
+    index: np.ndarray
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -49,5 +56,8 @@ def evaluate(
             if len(running) > parallel.run_ahead:
                 done.append(parallel.fetch(running.popleft()))
     done.extend(parallel.fetch(records) for records in running)
-    names = [field.name for field in dataclasses.fields(Outcome)]
-    return Outcome(**{n: np.concatenate([records[n] for records in done])[: len(source)] for n in names})
+    records = {n: np.concatenate([part[n] for part in done])[: len(source)] for n in done[0]}
+    counted = records['label'] != NOT_COUNTED
+    if not counted.all():
+        logger.warning('%d of %d held-out images cannot be read and do not count', (~counted).sum(), len(source))
+    return Outcome(**{n: array[counted] for n, array in records.items()}, index=np.flatnonzero(counted))

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from train import augment
 from train.config import ConfigError
 from train.data import Dataset, open_dataset
+from train.data.check import checked
+from train.data.pipeline import readable, skips
 from train.optim import make_optimizer, make_schedule
 from train.parallel import MeshParallel, make_parallel
 from train.preparation import settled
@@ -59,9 +61,10 @@ class Experiment:
 def build(config: ConfigDict) -> Experiment:
     """Opens the data and builds the rest; raises a UserError for what is wrong with any of it."""
     parallel = make_parallel(config.parallel, config.batch_size)
-    data = open_dataset(config)
-    config = settled(config, data.held_out[0]['image'].shape[-1])
-    shape = image_shape(config, data)
+    data = checked(open_dataset(config), config.bad_images)
+    first, _ = readable(data.held_out, 0, skip=skips(config))
+    config = settled(config, first['image'].shape[-1])
+    shape = image_shape(config, first['image'].shape)
     model = build_model(config, len(data.class_names))
     schedule = make_schedule(config, partial(steps_of, images=len(data.train), batch_size=config.batch_size))
     tx = optimizer(config, schedule, model, abstract_variables(model, shape))
@@ -87,9 +90,9 @@ def steps_of(epochs: float, images: int, batch_size: int) -> int:
     return round(epochs * images / batch_size)
 
 
-def image_shape(config: ConfigDict, data: Dataset) -> tuple[int, int, int]:
-    """(H, W, C) of the images that the network sees."""
-    height, width, channels = data.held_out[0]['image'].shape
+def image_shape(config: ConfigDict, stored: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(H, W, C) of the images that the network sees, from that of a whole one."""
+    height, width, channels = stored
     if len(config.mean) not in (1, channels) or len(config.std) not in (1, channels):
         raise ConfigError(f'config.mean and config.std need 1 or {channels} values, one a channel of the images')
     return (config.image_size or height, config.image_size or width, channels)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import flaxzoo
 from train import workdir
 from train.checkpoint import Checkpoints
+from train.data import identity
 from train.data.pipeline import train_batches
 from train.errors import UserError
 from train.evaluate import Outcome, evaluate
@@ -48,10 +49,13 @@ def train(config: ConfigDict, directory: Path) -> dict[str, float]:
     multihost_utils.sync_global_devices('every process has looked at the directory before one writes to it')
     experiment = build(config)
     config = experiment.config
+    if Checkpoints(directory / 'checkpoints').steps:
+        identity.check(directory, experiment.data)
     writes = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if writes:
             stack.enter_context(workdir.claimed(directory, config))
+            identity.record(directory, experiment.data)
         checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', config.keep_checkpoints))
         found = checkpoints.restore_newest(abstract_state(config, experiment.model, experiment.image_shape))
         state, record = found or (experiment.initial_state(), {})
@@ -168,7 +172,8 @@ class _Run:
     def _save_weights(self, state: Any) -> None:
         """What was trained, under torch's names, for flaxzoo.load and for PyTorch."""
         model = self.experiment.model
-        metadata = {'model': self.config.model, 'class_names': list(self.experiment.data.class_names)}
+        data = self.experiment.data
+        metadata = {'model': self.config.model, 'class_names': list(data.class_names), 'data': data.identity()}
         flaxzoo.save(
             self.directory / 'weights.safetensors', self.parallel.fetch(state.variables), metadata, model=model
         )

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from train import workdir
 from train.checkpoint import CheckpointError, Checkpoints
 from train.data import open_dataset
-from train.data.pipeline import eval_transform
+from train.data.pipeline import eval_transform, readable, skips
 from train.data.source import DataError, decode
 from train.errors import run_command
 from train.experiment import abstract_state, normaliser
@@ -58,29 +58,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--step', type=int, help='of the checkpoint; the newest if not given')
     parser.add_argument('--count', type=int, default=8, help='held-out images to take if no file is named')
-    parser.add_argument('images', nargs='*', type=Path, help='JPEG or PNG files')
+    parser.add_argument('images', nargs='*', type=Path, help='image files')
     args = parser.parse_args(argv)
     classifier = Classifier(args.workdir, args.step)
     if args.images:
         mode = 'L' if classifier.image_shape[-1] == 1 else 'RGB'
         names = [str(path) for path in args.images]
-        images = [_read(path, mode) for path in args.images]
+        images = [decode(path, mode=mode, exif_orientation=classifier.config.exif_orientation) for path in args.images]
         truths = None
     else:
         held_out = open_dataset(classifier.config).held_out
         indices = np.unique(np.linspace(0, len(held_out) - 1, args.count).round().astype(int))
-        examples = [held_out[int(i)] for i in indices]
+        examples = [readable(held_out, int(i), skip=skips(classifier.config))[0] for i in indices]
         names = [f'held-out image {i}' for i in indices]
         images = [example['image'] for example in examples]
         truths = [classifier.class_names[example['label']] for example in examples]
     _print(classifier.step, names, classifier(images), truths)
-
-
-def _read(path: Path, mode: str) -> np.ndarray:
-    try:
-        return decode(path.read_bytes(), str(path), mode)
-    except OSError as error:
-        raise DataError(f'{path} cannot be read: {error.strerror}') from error
 
 
 def _print(step: int, names: list[str], found: list[tuple[str, float]], truths: list[str] | None) -> None:

@@ -110,7 +110,7 @@ def _mistakes(figure: SubFigure, rows: int, worst: np.ndarray, outcome: Outcome,
     for panel in panels:
         panel.axis('off')
     for panel, index in zip(panels, worst, strict=False):
-        image = data.held_out[int(index)]['image']
+        image = data.held_out[int(outcome.index[index])]['image']
         panel.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
         true, predicted = (_short(data.class_names[a[index]], 16) for a in (outcome.label, outcome.predicted))
         panel.set_title(f'{predicted}, {outcome.confidence[index]:.0%} sure\ntrue: {true}', fontsize=9)

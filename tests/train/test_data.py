@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.augment import resized_crop
 from train.data import open_dataset
+from train.data.check import checked
+from train.data.crop import resized_crop
 from train.data.source import DataError
 
 from .conftest import finish
@@ -42,8 +43,8 @@ def test_a_folder_of_classes_is_split_the_same_way_each_time(open_named, photogr
     data = open_named(f'folder:{photographs}')
     assert data.class_names == ('blue', 'green', 'red')
     assert (len(data.train), len(data.held_out)) == (27, 3)
-    assert data.train.paths == open_named(f'folder:{photographs}').train.paths
-    assert not set(data.train.paths) & set(data.held_out.paths)
+    assert data == open_named(f'folder:{photographs}')
+    assert not set(data.train.names) & set(data.held_out.names)
     for i in range(27):
         example = data.train[i]
         assert example['image'][..., 2 - example['label']].mean() > 140
@@ -67,7 +68,7 @@ def test_what_is_wrong_with_a_folder_is_named(open_named, photographs: Path):
     with pytest.raises(DataError, match='holds no class directories'):
         open_named(f'folder:{photographs / "red"}')
     (photographs / 'white').mkdir()
-    with pytest.raises(DataError, match=r'white holds no image \(\.jpg, \.jpeg, \.png\)'):
+    with pytest.raises(DataError, match=r'white holds no image \(\.jpg, \.jpeg, \.png, .*\.webp\)'):
         open_named(f'folder:{photographs}')
     (photographs / 'white' / 'one.jpg').write_bytes((photographs / 'red' / '0.jpg').read_bytes())
     with pytest.raises(DataError, match="class 'white' has one image"):
@@ -79,14 +80,14 @@ def test_a_broken_image_is_named(open_named, photographs: Path):
     path.write_bytes(path.read_bytes()[:200])
     data = open_named(f'folder:{photographs}')
     sources = [data.train, data.held_out]
-    source, index = next((s, s.paths.index(path)) for s in sources if path in s.paths)
+    source, index = next((s, s.names.index('red/4.jpg')) for s in sources if 'red/4.jpg' in s.names)
     with pytest.raises(DataError, match=re.escape(f'{path} is not a readable image')):
         source[index]
 
 
 def test_a_view_takes_no_more_of_a_file_than_it_needs(open_named, photographs: Path):
     data = open_named(f'folder:{photographs}')
-    path = data.train.paths[0]
+    path = data.train.path(0)
     path.write_bytes(path.read_bytes()[:-200])  # all of the header, not all of the pixels
 
     def size_alone(image: Image.Image, mode: str) -> np.ndarray:
@@ -115,6 +116,13 @@ def test_an_unknown_data_set_is_named(open_named, tmp_path: Path, name: str, mes
 def test_tfds_reads_array_record_without_tensorflow(open_named, start, tmp_path: Path):
     finish(start('-W', 'default', str(Path(__file__).with_name('squares.py')), str(tmp_path)))
     data = open_named('tfds:squares', str(tmp_path))
+    assert data.identity() == {
+        'kind': 'tfds:squares/1.0.0',
+        'class_names': ['dark', 'light'],
+        'train': {'images': 12},
+        'held_out': {'images': 5},
+    }
+    assert checked(data, 'fail') is data
     assert data.class_names == ('dark', 'light')
     assert (len(data.train), len(data.held_out)) == (12, 5)
     for source in (data.train, data.held_out):

@@ -63,5 +63,5 @@ def test_a_network_that_says_nan_is_never_right():
     parallel = MeshParallel()
     step = parallel.compile(make_eval_step(Broken(), lambda images: images.astype(jnp.float32)))
     batch = {'image': np.zeros((8, 2, 2, 1), np.uint8), 'label': np.arange(8, dtype=np.int32)}
-    outcome = Outcome(**parallel.fetch(step({}, parallel.shard(batch))))
+    outcome = Outcome(**parallel.fetch(step({}, parallel.shard(batch))), index=batch['label'])
     assert outcome.metrics['top5'] == 0

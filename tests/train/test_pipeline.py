@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.augment import random_crop_box, resize_and_crop, resized_crop
 from train.data import open_dataset
+from train.data.crop import random_crop_box, resized_centre, resized_crop
 from train.data.digits import Arrays
 from train.data.pipeline import Rows, epoch_order, eval_batches, train_batches
 from train.data.source import DataError
@@ -70,7 +70,7 @@ def test_a_broken_image_is_named_from_a_worker_process(tiny_config, photographs:
     path.write_bytes(b'no image')
     tiny_config.dataset, tiny_config.image_size, tiny_config.num_workers = f'folder:{photographs}', 16, 1
     data = open_dataset(tiny_config)
-    source = data.train if path in data.train.paths else data.held_out
+    source = data.train if 'red/4.jpg' in data.train.names else data.held_out
     with pytest.raises(DataError, match=r'4\.jpg is not a readable image'):
         list(eval_batches(source, tiny_config, Rows(30)))
 
@@ -95,7 +95,7 @@ def test_a_crop_is_a_function_of_seed_and_place(tiny_config, photographs: Path):
         place = 3 * 8 + row
         index = epoch_order(5, place // 27, 27)[place % 27]
         rng = random.Random(f'5 {place}')
-        with Image.open(source.paths[index]) as image:
+        with Image.open(source.path(index)) as image:
             box = random_crop_box(image.height, image.width, tiny_config.crop_scale, rng)
             np.testing.assert_array_equal(batch['image'][row], resized_crop(image, 'RGB', box, 16))
         assert batch['label'][row] == source.labels[index]
@@ -107,13 +107,19 @@ def test_images_that_are_not_cropped_at_random_are_resized_whole(tiny_config, ph
     tiny_config.eval_resize = resize
     source = open_dataset(tiny_config).train
     expected = []
-    for path in source.paths:
-        with Image.open(path) as image:
-            expected.append(resize_and_crop(np.asarray(image.convert('RGB')), 16, resize or 16))
+    for index in range(len(source)):
+        with Image.open(source.path(index)) as image:
+            expected.append(resized_centre(image, 'RGB', 16, resize or 16, 'bilinear'))
     (held_out,) = eval_batches(source, tiny_config, Rows(27))
     np.testing.assert_array_equal(held_out['image'], expected)
     (trained,) = train_batches(source, tiny_config, Rows(27), 0, 1)
     np.testing.assert_array_equal(trained['image'], np.stack(expected)[epoch_order(0, 0, 27)])
+
+
+def test_a_crop_larger_than_the_resized_image_is_refused(tiny_config):
+    tiny_config.image_size, tiny_config.eval_resize = 32, 24
+    with pytest.raises(DataError, match='a crop of 32 pixels does not fit an image resized to 24'):
+        eval_batches(numbered(3), tiny_config, Rows(3))
 
 
 @pytest.mark.parametrize(('count', 'size', 'processes'), [(10, 4, 1), (10, 4, 2), (9, 8, 4), (3, 8, 4), (8, 8, 1)])

@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 def outcome_of(label: np.ndarray, predicted: np.ndarray) -> Outcome:
     confidence = np.linspace(0.1, 1, len(label))
-    return Outcome(label, predicted, confidence, confidence, (label != predicted).astype(int))
+    return Outcome(label, predicted, confidence, confidence, (label != predicted).astype(int), np.arange(len(label)))
 
 
 def write_metrics(workdir: Path) -> None:

@@ -23,11 +23,11 @@ def open_dataset(config: ConfigDict) -> Dataset:
     if kind == 'folder' and rest:
         from train.data.folder import open_folder
 
-        return open_folder(rest)
+        return open_folder(rest, config.exif_orientation)
     if kind == 'tfds' and rest:
         from train.data.tfds import open_tfds
 
-        return open_tfds(rest, config.data_dir)
+        return open_tfds(rest, config.data_dir, config.exif_orientation)
     raise DataError(
         f'config.dataset is digits, folder:PATH or tfds:NAME, got {config.dataset!r}{suggest(kind, list(KINDS))}'
     )

@@ -1,12 +1,13 @@
 """The 1,797 handwritten digits that scikit-learn ships (UCI's optical recognition test set), 8x8 pixels."""
 
 import dataclasses
+import hashlib
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from sklearn.datasets import load_digits
 
-from train.data.source import Dataset, Example, View
+from train.data.source import Dataset, Example, View, as_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +24,17 @@ class Arrays:
         return {'image': self.images[index], 'label': int(self.labels[index])}
 
     def read(self, index: int, view: View) -> Example:
-        pixels = self.images[index]
-        grey = pixels.shape[-1] == 1
-        image = Image.fromarray(pixels[..., 0] if grey else pixels)
-        return {'image': view(image, 'L' if grey else 'RGB'), 'label': int(self.labels[index])}
+        return {'image': view(*as_image(self.images[index])), 'label': int(self.labels[index])}
+
+    def identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for array in (self.images, self.labels):
+            digest.update(f'{array.dtype.str} {array.shape}'.encode())
+            digest.update(np.ascontiguousarray(array))
+        return {'images': len(self), 'sha256': digest.hexdigest()}
+
+    def files(self) -> tuple[()]:
+        return ()
 
 
 def open_digits() -> Dataset:
@@ -40,4 +48,5 @@ def open_digits() -> Dataset:
         train=Arrays(images[~held_out], digits.target[~held_out]),
         held_out=Arrays(images[held_out], digits.target[held_out]),
         class_names=tuple(str(name) for name in digits.target_names),
+        kind='digits',
     )

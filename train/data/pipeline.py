@@ -7,6 +7,7 @@ gives the same batches, and each of several processes takes its own rows of the 
 
 import dataclasses
 import functools
+import logging
 import random
 from collections.abc import Callable, Iterator
 
@@ -16,13 +17,17 @@ from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
-from train.augment import random_crop_box, resize_and_crop, resized_crop
-from train.data.source import DataError, Source, whole
+from train.data.crop import random_crop_box, resized_centre, resized_crop
+from train.data.source import BadImageError, DataError, Example, Source, View, as_image, whole
+
+logger = logging.getLogger('train')
 
 Batch = dict[str, np.ndarray]
-Transform = Callable[[np.ndarray], np.ndarray]
 PlacedView = Callable[[Image.Image, str, int], np.ndarray]
 """A source's View of the image at a place in the stream."""
+
+NOT_COUNTED = -1  # the label of what stands in for a held-out image that cannot be read
+MOST_BAD = 1000  # images in a row; beyond that the fault is elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,7 @@ class TrainBatch:
     rows: Rows
     seed: int
     view: PlacedView
+    skip: bool = False
 
     def __call__(self, step: int) -> Batch:
         places = [step * self.rows.batch_size + row for row in self.rows.local]
@@ -54,8 +60,9 @@ class TrainBatch:
         for place in places:
             epoch, position = divmod(place, len(self.source))
             index = int(epoch_order(self.seed, epoch, len(self.source))[position])
-            examples.append(self.source.read(index, functools.partial(self.view, place=place)))
-        return _stack([(example['image'], example['label']) for example in examples])
+            example, _ = readable(self.source, index, functools.partial(self.view, place=place), self.skip)
+            examples.append(example)
+        return _stack(examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,42 +71,86 @@ class EvalBatch:
 
     source: Source
     rows: Rows
-    transform: Transform
+    view: View
+    skip: bool = False
 
     def __call__(self, number: int) -> Batch:
         start = number * self.rows.batch_size
         indices = [start + row for row in self.rows.local if start + row < len(self.source)]
-        examples = [self.source[i] for i in indices] or [self.source[0]]
-        batch = _stack([(self.transform(e['image']), e['label']) for e in examples])
+        batch = _stack([self._example(i) for i in indices or [0]])
         batch = {name: array[: len(indices)] for name, array in batch.items()}
         missing = len(self.rows.local) - len(indices)
         return {n: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for n, a in batch.items()}
 
+    def _example(self, index: int) -> Example:
+        example, asked_for = readable(self.source, index, self.view, self.skip)
+        return example if asked_for else {**example, 'label': NOT_COUNTED}
+
+
+def readable(source: Source, index: int, view: View = whole, skip: bool = False) -> tuple[Example, bool]:
+    """A view of the image at `index`, and True; or with `skip`, if it cannot be read, of the next that can, and False.
+
+    What stands in for an image follows from the images alone, so it is the same in each process and when a run goes on.
+
+    Raises:
+      BadImageError: without `skip`, it cannot be read.
+      DataError: nor can the many that follow; or an image is gone.
+    """
+    tries = min(len(source), MOST_BAD)
+    for beyond in range(tries):
+        try:
+            return source.read((index + beyond) % len(source), view), beyond == 0
+        except BadImageError as error:
+            if not skip:
+                raise BadImageError(f"{error}; config.bad_images = 'skip' goes on without such images") from error
+            _say_once(f'{error}; the next image stands in for it')
+            last = error
+    raise DataError(f'none of {tries:,} images in a row can be read; the last: {last}')
+
+
+@functools.lru_cache(maxsize=10_000)
+def _say_once(message: str) -> None:
+    logger.warning(message)
+
 
 def train_batches(source: Source, config: ConfigDict, rows: Rows, start: int, stop: int) -> Iterator[Batch]:
     """The batches of steps `start` to `stop - 1`; close() the iterator when done with it."""
-    load = TrainBatch(source, rows, config.seed, train_view(config))
+    load = TrainBatch(source, rows, config.seed, train_view(config), skips(config))
     return _load_ahead(load, range(start, stop), config.num_workers)
 
 
 def eval_batches(source: Source, config: ConfigDict, rows: Rows) -> Iterator[Batch]:
     """Every image once, in order, in batches filled up to `rows.batch_size`."""
-    load = EvalBatch(source, rows, eval_transform(config))
+    load = EvalBatch(source, rows, eval_view(config), skips(config))
     return _load_ahead(load, range(-(-len(source) // rows.batch_size)), config.num_workers)
+
+
+def skips(config: ConfigDict) -> bool:
+    """Whether images that cannot be read are passed over."""
+    return config.bad_images == 'skip'
 
 
 def train_view(config: ConfigDict) -> PlacedView:
     """What training sees of an image, of config.image_size; randomness is a function of (seed, place)."""
     if config.crop != 'resized':
-        return functools.partial(_transformed, transform=eval_transform(config))
+        return functools.partial(_anywhere, view=eval_view(config))
     return functools.partial(_random_crop, size=config.image_size, scale=config.crop_scale, seed=config.seed)
 
 
-def eval_transform(config: ConfigDict) -> Transform:
-    """Image -> the centre of the resized image, or the image as it is if image_size is 0."""
-    size = config.image_size
-    how = config.eval_interpolation or 'bilinear'
-    return functools.partial(_centre_crop, size=size, resize=config.eval_resize or size, interpolation=how)
+def eval_view(config: ConfigDict) -> View:
+    """The centre of the resized image, or the image as it is if image_size is 0."""
+    size, resize = config.image_size, config.eval_resize or config.image_size
+    if not size:
+        return whole
+    if resize < size:
+        raise DataError(f'a crop of {size} pixels does not fit an image resized to {resize}')
+    interpolation = config.eval_interpolation or 'bilinear'
+    return functools.partial(resized_centre, size=size, resize=resize, interpolation=interpolation)
+
+
+def eval_transform(config: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
+    """The same of a uint8 array (H, W, C)."""
+    return functools.partial(_of_array, view=eval_view(config))
 
 
 @functools.lru_cache(maxsize=4)
@@ -116,21 +167,21 @@ def _random_crop(
     return resized_crop(image, mode, box, size)
 
 
-def _transformed(image: Image.Image, mode: str, place: int, transform: Transform) -> np.ndarray:
-    return transform(whole(image, mode))
+def _anywhere(image: Image.Image, mode: str, place: int, view: View) -> np.ndarray:
+    return view(image, mode)
 
 
-def _centre_crop(image: np.ndarray, size: int, resize: int, interpolation: str) -> np.ndarray:
-    return resize_and_crop(image, size, resize, interpolation) if size else image
+def _of_array(image: np.ndarray, view: View) -> np.ndarray:
+    return view(*as_image(image))
 
 
-def _stack(examples: list[tuple[np.ndarray, int]]) -> Batch:
-    sizes = sorted({image.shape for image, _ in examples})
+def _stack(examples: list[Example]) -> Batch:
+    sizes = sorted({example['image'].shape for example in examples})
     if len(sizes) > 1:
         raise DataError(f'images differ in size ({sizes[0]} and {sizes[-1]}): set config.image_size')
     return {
-        'image': np.stack([image for image, _ in examples]),
-        'label': np.array([label for _, label in examples], np.int32),
+        'image': np.stack([example['image'] for example in examples]),
+        'label': np.array([example['label'] for example in examples], np.int32),
     }
 
 

@@ -17,6 +17,7 @@ class Records:
     records: Any
     name: str
     mode: str
+    exif_orientation: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -26,11 +27,17 @@ class Records:
 
     def read(self, index: int, view: View) -> Example:
         record = self.records[index]
-        image = decode(record['image'], f'image {index} of {self.name}', self.mode, view)
+        image = decode(record['image'], f'image {index} of {self.name}', self.mode, view, self.exif_orientation)
         return {'image': image, 'label': int(record['label'])}
 
+    def identity(self) -> dict[str, Any]:
+        return {'images': len(self)}
 
-def open_tfds(name: str, data_dir: str) -> Dataset:
+    def files(self) -> tuple[()]:
+        return ()
+
+
+def open_tfds(name: str, data_dir: str, exif_orientation: bool = False) -> Dataset:
     """The data set `name` (`cifar10`, `imagenet2012`, with `:VERSION` if wanted) below `data_dir`.
 
     Held out is the test split or, if the test split has no labels or there is none, the validation split.
@@ -49,10 +56,11 @@ def open_tfds(name: str, data_dir: str) -> Dataset:
     mode = 'L' if features['image'].shape[-1] == 1 else 'RGB'
     raw = {'image': tfds.decode.SkipDecoding()}
     train, test = (
-        Records(builder.as_data_source(split, decoders=raw), f'tfds:{name} {split}', mode)
+        Records(builder.as_data_source(split, decoders=raw), f'tfds:{name} {split}', mode, exif_orientation)
         for split in ('train', held_out)
     )
-    return Dataset(train, test, tuple(features['label'].names))
+    # The version stands for the records, which nothing changes once they are prepared.
+    return Dataset(train, test, tuple(features['label'].names), f'tfds:{builder.info.full_name}')
 
 
 def _held_out_names(name: str) -> tuple[str, ...]:
