@@ -3,7 +3,7 @@
     python -m train --config configs/folder_finetune.py --workdir runs/birds --config.dataset=folder:PATH
     python -m train.predict --workdir runs/birds photograph.jpg
 
-PATH holds a directory a class with JPEG or PNG files, or PATH/train and PATH/val hold them. The BatchNorm statistics,
+PATH holds a directory a class with image files, or PATH/train and PATH/val hold them. The BatchNorm statistics,
 the stem and the first stage stay as they are; another network's layers are named by its own parameters:
 --config.model=resnext50_32x4d, --config.freeze="('conv1.*',)". Images are resized and normalised as the weights want.
 
