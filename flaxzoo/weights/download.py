@@ -30,12 +30,19 @@ class _NotModified(Exception):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Keeps what huggingface.co states in the answer that redirects to a file: its SHA-256 and the commit."""
+    """Keeps what huggingface.co states in the answer that redirects to a file: its SHA-256 and the commit.
+
+    A redirection may name any host, but nothing less safe than what was asked for: no ftp, no http instead of https.
+    """
 
     def __init__(self, transfer: '_Transfer'):
         self.transfer = transfer
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        before, after = urlsplit(self.transfer.url).scheme, urlsplit(newurl).scheme
+        if after != 'https' and (before, after) != ('http', 'http'):
+            fp.close()
+            raise DownloadError(f'{self.transfer.url}: refused: the server redirects to {newurl[:200]!r}, not to https')
         self.transfer.note(headers)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -7,9 +7,7 @@ lies inside the file.
 """
 
 import io
-import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,9 @@ from flaxzoo.weights import safetensors_file
 from flaxzoo.weights.errors import WeightsError
 from flaxzoo.weights.mapped import Archive, MappedFile, check_shape
 from flaxzoo.weights.other_files import describe_file, describe_folder
+from flaxzoo.weights.shards import read_index
 from flaxzoo.weights.state_dicts import StateDict, choose, explain_none, find, listed, parts
 from flaxzoo.weights.torch_file import Content, read_legacy, read_zip
-
-LARGEST_INDEX = 1 << 24  # bytes of JSON
 
 
 def read_weights(path: str | os.PathLike, key: str | None = None) -> dict[str, np.ndarray]:
@@ -171,7 +168,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
     """The weights in the parts that an index names. All lie beside it, and each holds what the index says."""
     weights: dict[str, np.ndarray] = {}
-    for part, names in sorted(_index(index).items()):
+    for part, names in sorted(read_index(index).items()):
         path = index.with_name(part)
         if not path.is_file():
             raise WeightsError(f'the part {part[:200]!r} is missing; it belongs into {index.parent}')
@@ -180,23 +177,6 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
             raise WeightsError(f'the part {part[:200]!r} does not hold the tensors that the index says')
         weights |= {name: _naming(part, read, tensor) for name, tensor in content.items()}
     return weights
-
-
-def _index(path: Path) -> dict[str, set[str]]:
-    """{file name: names of its tensors} in an index."""
-    parts: dict[str, set[str]] = {}
-    try:
-        if path.stat().st_size > LARGEST_INDEX:
-            raise ValueError('too large')
-        for name, part in json.loads(path.read_text('utf-8'))['weight_map'].items():
-            parts.setdefault(part, set()).add(name)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError('not an index of weights: it has no "weight_map", {name: file}') from error
-    for part in parts:
-        # What has a separator, of this system or another, could lie elsewhere.
-        if not isinstance(part, str) or not re.fullmatch(r'[^/\\:\0]+\.(safetensors|bin|pth|pt)', part):
-            raise WeightsError(f'refused: the index names {part!r:.200}, which is not a file beside it')
-    return parts
 
 
 def _read_npz(file: MappedFile, archive: Archive) -> dict[str, np.ndarray]:

@@ -9,14 +9,14 @@ Environment:
 """
 
 import contextlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 from flaxzoo.weights.cache import Copy, fetch_file, is_offline
-from flaxzoo.weights.errors import BY_HAND, DownloadError, NotFoundError
+from flaxzoo.weights.errors import BY_HAND, DownloadError, NotFoundError, WeightsError
+from flaxzoo.weights.shards import read_index
 
 HUB = 'hf-hub:'
 BRANCH = 'main'  # where no revision is named
@@ -138,10 +138,10 @@ def _with_shards(url: str, sha256: str, offline: bool | None, refresh: bool) -> 
 def _shards(index: Path) -> list[str]:
     """The names of the files that an index names; they lie in its folder."""
     try:
-        names = sorted(set(json.loads(index.read_bytes())['weight_map'].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DownloadError(f'{index} is not the index of a sharded file: it has no "weight_map"') from error
-    wrong = next((name for name in names if not isinstance(name, str) or not re.fullmatch(r'\w[\w.-]*', name)), None)
+        names = sorted(read_index(index))
+    except WeightsError as error:
+        raise DownloadError(f'{index}: {error}') from error.__cause__
+    wrong = next((name for name in names if not re.fullmatch(r'\w[\w.-]*', name)), None)
     if wrong is not None:
-        raise DownloadError(f'{index} names {wrong!r}, which is not the name of a file beside it')
+        raise DownloadError(f'{index} names {wrong[:200]!r}, which is not the name of a file beside it')
     return names

@@ -19,6 +19,7 @@ logger = logging.getLogger('flaxzoo')
 
 CHUNK = 1 << 20
 MOST_DIMENSIONS = 32
+UTF_8 = 1 << 11  # the flag of a zip file's entry whose name is not in the code page 437
 LOCAL_HEADER = struct.Struct('<4s22xHH')  # signature, ..., lengths of the name and of the extra field
 
 
@@ -107,7 +108,10 @@ class Archive:
         header = self.file.view(entry.header_offset, LOCAL_HEADER.size)
         signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
         start = entry.header_offset + LOCAL_HEADER.size + name_length + extra_length
-        if signature != b'PK\3\4':
+        # The name is there twice, without a checksum.
+        encoded = entry.orig_filename.encode('utf-8' if entry.flag_bits & UTF_8 else 'cp437')
+        written = self.file.view(entry.header_offset + LOCAL_HEADER.size, name_length)
+        if signature != b'PK\3\4' or written != encoded:
             raise WeightsError(f'the archive is damaged: there is no entry where {name!r} should be')
         checksum = self.file.crc32(start, entry.file_size)
         if self.checksums and checksum != entry.CRC:

@@ -4,7 +4,8 @@ Python's own unpickler resolves any importable name and calls it, and it allocat
 it looks for the bytes. Here the names that mean something are the keys of a table that the caller gives; every other
 name, and whatever is made by calling it, is an `Opaque`: a note of what the pickle says, which nothing ever calls.
 Everything else on the stack is plain data (numbers, strings, tuples, lists, dicts; sets are lists). No value is larger
-than the file, and the time is proportional to its length: nothing that can be referred to twice is walked through.
+than the file, all together are not much larger, and the time is proportional to its length: nothing that can be
+referred to twice is walked through.
 Opcodes of protocols 2 to 5: https://github.com/python/cpython/blob/main/Lib/pickletools.py.
 """
 
@@ -20,6 +21,10 @@ MARK = object()
 UNSET = object()
 LONGEST_NAME = 300  # of a module or of what is in it
 MOST_ARGUMENTS = 8  # the most that a function of torch.save has
+# An opcode is a byte, and what it makes is up to a hundred. Weights have about 30 opcodes a tensor, and are large: a
+# file may have so many opcodes, and one more for each SPARSEST bytes.
+MOST_OPCODES = 1_000_000
+SPARSEST = 64
 # opcode -> format of the number that follows it
 NUMBERS = {
     pickle.BININT: '<i',
@@ -69,7 +74,12 @@ class Number(str):
 
 
 def loads(
-    data: memoryview, names: Mapping[str, Any], persistent: Callable[[tuple], Any], start: int = 0
+    data: memoryview,
+    names: Mapping[str, Any],
+    persistent: Callable[[tuple], Any],
+    start: int = 0,
+    *,
+    size: int | None = None,
 ) -> tuple[Any, int]:
     """The object pickled in `data` at byte `start`, and the byte after it.
 
@@ -78,11 +88,12 @@ def loads(
       names: {'module.name': value} of the names that mean something; the functions among them are called.
       persistent: called with each persistent id, a tuple.
       start: where the pickle begins.
+      size: bytes of the whole file, if `data` is a part of it.
 
     Raises:
-      WeightsError: the pickle is truncated, damaged or uses other opcodes.
+      WeightsError: the pickle is truncated, damaged, uses other opcodes or has far more than weights need.
     """
-    machine = _Machine(data, names, persistent, start)
+    machine = _Machine(data, names, persistent, start, len(data) if size is None else size)
     try:
         return machine.run(), machine.position
     except WeightsError:
@@ -94,15 +105,21 @@ def loads(
 class _Machine:
     """The stack, the memo and the position in the bytes."""
 
-    def __init__(self, data: memoryview, names: Mapping[str, Any], persistent: Callable[[tuple], Any], start: int):
-        self.data, self.names, self.persistent, self.position = data, names, persistent, start
+    def __init__(
+        self, data: memoryview, names: Mapping[str, Any], persistent: Callable[[tuple], Any], start: int, size: int
+    ):
+        self.data, self.names, self.persistent, self.position, self.size = data, names, persistent, start, size
         self.stack: list[Any] = []
         self.memo: list[Any] = []
         self.texts: dict[str, str] = {}  # one copy of each name, however often it is referred to
 
     def run(self) -> Any:
+        left = MOST_OPCODES + self.size // SPARSEST
         while (opcode := self.take(1)) != pickle.STOP:
+            if not left:
+                raise WeightsError('refused: the pickle has far more parts than weights of its size have')
             self.step(opcode)
+            left -= 1
         return self.stack.pop()
 
     def step(self, opcode: bytes) -> None:

@@ -105,7 +105,7 @@ def read_zip(file: MappedFile, archive: Archive) -> Content:
         )
     if f'{folder}byteorder' in archive.entries and bytes(archive.view(f'{folder}byteorder')) != b'little':
         raise WeightsError('written on a big-endian machine, which is not supported')
-    data, _ = loads(archive.view(pickles[0]), NAMES, _storage)
+    data, _ = loads(archive.view(pickles[0]), NAMES, _storage, size=file.size)
 
     def find(storage: Storage) -> int:
         start, length = archive.find(f'{folder}data/{storage.key}')

@@ -2,6 +2,9 @@
 
 import itertools
 import logging
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -36,6 +39,18 @@ def test_list(capsys):
     assert [line.split()[0] for line in lines] == flaxzoo.list_models('resnet*')
     assert main(['list', 'nothing*']) == 1
     assert 'no network matches' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('pattern', ['*', 'resnet18'], ids=['while it writes', 'at its end'])
+def test_a_reader_that_goes_away(pattern):
+    """As `flaxzoo list | head -1` does."""
+    command = f'import sys; from flaxzoo.cli import main; sys.exit(main(["list", {pattern!r}]))'
+    reads, writes = os.pipe()
+    process = subprocess.Popen([sys.executable, '-c', command], stdout=writes, stderr=subprocess.PIPE)
+    os.close(writes)
+    os.close(reads)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b'')
 
 
 @pytest.mark.parametrize('name', ['resnet50', 'googlenet', 'inception_v4'])

@@ -6,6 +6,7 @@ import logging
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import torch
 import torchvision
 
 import flaxzoo
+from flaxzoo.weights import hub
 from flaxzoo.weights.torch_file import DTYPES
 from tests.weights.forge import archive_of, integer, item, refused, tensor
 
@@ -194,6 +196,7 @@ def test_parts_that_are_not_what_the_index_says(tmp_path):
         '..',
         '',
         3,
+        ['b'],
         'model.safetensors.index.json',
     ):
         write_index(tmp_path, {**weight_map, '1.weight': bad})
@@ -201,7 +204,7 @@ def test_parts_that_are_not_what_the_index_says(tmp_path):
     for bad in ({**weight_map, 'other': first}, {'1.weight': first, '2.weight': first}):
         write_index(tmp_path, bad)
         refused(tmp_path, f"'{first}' does not hold the tensors")
-    for bad in ('{"weight_map": 3}', '{}', '{', '{"weight_map": {"a": ["b"]}}', '{"a":' * 5000):
+    for bad in ('{"weight_map": 3}', '{}', '{', '{"weight_map": [3]}', '{"a":' * 5000):
         (tmp_path / 'model.safetensors.index.json').write_text(bad)
         refused(tmp_path, 'not an index')
     write_index(tmp_path, weight_map)
@@ -357,3 +360,14 @@ def test_reading_needs_no_pickle_module_to_resolve_names(tmp_path, monkeypatch):
     assert list(flaxzoo.read_weights(tmp_path / 'x.pth')) == ['weight', 'bias']
     assert pickled(tmp_path / 'x.pth').startswith(b'\x80\x02')
     assert io.BytesIO(pickled(tmp_path / 'x.pth')).read(1)
+
+
+def test_an_index_of_numbers_that_collide(tmp_path):
+    """The numbers have one hash: as keys of a dict a hundred thousand of them would take a minute."""
+    index = tmp_path / 'model.safetensors.index.json'
+    write_index(tmp_path, {f'a{i}': i * ((1 << 61) - 1) for i in range(100_000)})
+    start = time.process_time()
+    refused(index, 'names .0., which is not a file beside it')
+    with pytest.raises(flaxzoo.DownloadError, match='not a file beside it'):
+        hub._shards(index)
+    assert time.process_time() - start < 5

@@ -225,6 +225,17 @@ def test_time_is_proportional_to_the_file(tmp_path, name):
     assert seconds(archive_of(tmp_path / 'x.pth', b'\x80\x04' + content + b'.'), message) < allowed
 
 
+@pytest.mark.parametrize('opcode', [b']', b'}', b'N'])
+def test_memory_is_in_proportion_to_the_file(tmp_path, opcode):
+    """A byte can make an object of a hundred; honest files have few of them for their length."""
+    content = b'\x80\x04K\x01' + opcode * 1_100_000 + b'.'
+    refused(archive_of(tmp_path / 'x.pth', content), 'far more parts')
+    refused(archive_of(tmp_path / 'y.pth', content[:900_000] + b'.'), 'no state dict|holds a')
+    archive_of(tmp_path / 'z.pth', content, more=bytes(10_000_000))
+    with pytest.raises(flaxzoo.WeightsError, match=r'no state dict|holds a'):
+        flaxzoo.read_weights(tmp_path / 'z.pth')
+
+
 def test_strings_are_not_doubled(tmp_path):
     """`device(x, x)` of what it gave, sixty times."""
     content = b'ctorch\ndevice\nq\x000' + text('cuda') + DOUBLED * 60

@@ -1,5 +1,6 @@
 """Downloads from a real server that fails in every way: resumed, verified, shared between processes."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -659,11 +660,32 @@ def test_shards(hub_server, stated):
     assert fetch('hf-hub:me/net', offline=True) == path
 
 
-@pytest.mark.parametrize('index', [{}, [], {'weight_map': 1}, {'weight_map': {'a': '../x'}}, {'weight_map': {'a': 1}}])
+@pytest.mark.parametrize('index', [{}, [], {'weight_map': 1}, {'weight_map': {'a': '../x'}}, {'weight_map': {'a': 1}},
+                                   {'weight_map': {'a': 'a?b.bin'}}, '{"weight_map":' + '[' * 100_000])  # fmt: skip
 def test_bad_indices(hub_server, index):
-    hub_server.files[f'{REPOSITORY}/main/model.safetensors.index.json'] = json.dumps(index).encode()
+    content = index if isinstance(index, str) else json.dumps(index)
+    hub_server.files[f'{REPOSITORY}/main/model.safetensors.index.json'] = content.encode()
     with pytest.raises(flaxzoo.DownloadError, match=r'index|expected a JSON object|names .* not the name'):
         fetch('hf-hub:me/net')
+
+
+@pytest.mark.parametrize('target', ['file:///etc/hostname', 'ftp://127.0.0.1/x', 'data:,x', 'gopher://127.0.0.1/x'])
+def test_redirections_to_what_is_no_web_server(server, target):
+    server.redirects['/models/net.pth'] = target, {'Location': target}
+    with pytest.raises(flaxzoo.DownloadError, match=r'[Rr]edirect'):
+        fetch(server.url('/models/net.pth'))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(('before', 'after', 'refused'), [
+    ('http', 'https', False), ('http', 'http', False), ('https', 'https', False), ('https', 'http', True),
+])  # fmt: skip
+def test_redirections_do_not_leave_https(before, after, refused, tmp_path):
+    url = f'{before}://127.0.0.1/x.pth'
+    redirects = download._Redirects(download._Transfer(url, tmp_path / 'part'))
+    request = urllib.request.Request(url)
+    with pytest.raises(flaxzoo.DownloadError, match='not to https') if refused else contextlib.nullcontext():
+        redirects.redirect_request(request, io.BytesIO(), 302, 'Found', {}, f'{after}://127.0.0.2/x.pth')
 
 
 class Terminal(io.StringIO):
