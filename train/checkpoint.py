@@ -86,8 +86,8 @@ class Checkpoints:
         step = int(state.step)
         if place := _not_finite(state):
             raise CheckpointError(
-                f'state{place} is not finite at step {step}, which is not saved; {self.last_good}, in {self.directory}. '
-                'Try a lower learning rate or clip_norm'
+                f'state{place} is not finite at step {step}, which is not saved; {self.last_good}, in '
+                f'{self.directory}. Try a lower learning rate or clip_norm'
             )
         record = json.loads(json.dumps({**record, 'score': score}))
         with self._writing(step):
@@ -117,6 +117,11 @@ class Checkpoints:
             if jax.process_index() == 0:
                 shutil.rmtree(self._path(step), ignore_errors=True)
 
+    def abandon(self) -> None:
+        """Waits for what was begun, where it cannot be helped if it fails: the directory is not what it was."""
+        with contextlib.suppress(CheckpointError):
+            self.wait()
+
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:
         """Says what went wrong in one sentence, and leaves no half of a checkpoint on a full disk."""
@@ -128,7 +133,9 @@ class Checkpoints:
                 for half in self.directory.glob(f'{self._path(step).name}.*-tmp*'):
                     shutil.rmtree(half, ignore_errors=True)
             reason = _reason(error)
-            raise CheckpointError(f'step {step} cannot be saved in {self.directory}: {reason}; {self.last_good}') from error
+            raise CheckpointError(
+                f'step {step} cannot be saved in {self.directory}: {reason}; {self.last_good}'
+            ) from error
 
     def restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
         """The state and the record of one checkpoint, verified; `target` gives the structure, shapes and dtypes.

@@ -52,9 +52,7 @@ class Workdir:
         self.path, self._lock = path, lock
 
     def begin(self, config: ConfigDict) -> None:
-        """Makes the directory that of a run of this config, and clears what killed runs left in it."""
-        for left in [*self.path.glob('.*.tmp'), *(self.path / 'checkpoints').glob('*.orbax-checkpoint-tmp*')]:
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        """Makes the directory that of a run of this config."""
         replace_file(self.path / 'config.json', json.dumps(to_json(config), indent=2) + '\n')
 
     @property
@@ -68,7 +66,7 @@ class Workdir:
     def check_there(self) -> None:
         """Raises WorkdirError if the directory was removed or replaced since it was claimed."""
         if not self.is_there:
-            raise WorkdirError(f'{self.path} was removed or replaced while the run was at work in it')
+            raise WorkdirError('it was removed or replaced while the run was at work in it')
 
 
 @contextlib.contextmanager
@@ -95,6 +93,8 @@ def claimed(path: Path) -> Iterator[Workdir]:
             if error.errno not in UNSUPPORTED:
                 raise
             logger.warning('%s: this file system has no locks, so nothing keeps a second run out of it', path)
+        else:
+            _clear(path)
         workdir = Workdir(path, lock)
         try:
             yield workdir
@@ -127,11 +127,20 @@ def _read(workdir: Path) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict) or not values:
         raise WorkdirError(
-            f'{path} is damaged: it is not the JSON object that a run writes. The checkpoints do not depend on it: write '
-            "it anew from another run of the same config, whose config.json is the same, or start again with another "
-            '--workdir'
+            f'{path} is damaged: it is not the JSON object that a run writes. The checkpoints are as they were: to go '
+            'on from them, start the same command with another --workdir, stop it after its first step and copy its '
+            'config.json here'
         )
     return values
+
+
+def _clear(workdir: Path) -> None:
+    """Removes what killed runs were writing."""
+    for left in [*workdir.glob('.*.tmp'), *(workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp*')]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _is_nobodys(path: Path) -> bool:

@@ -32,8 +32,8 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path):
 def test_a_torn_line_is_not_read(tmp_path: Path):
     path = tmp_path / 'metrics.jsonl'
     assert read_metrics(path) == []
-    path.write_text('{"step": 1}\n{"step": 2')
-    assert read_metrics(path) == [{'step': 1}]
+    path.write_text('{"kind": "eval", "step": 1}\n{"kind": "eval", "step": 2')
+    assert read_metrics(path) == [{'kind': 'eval', 'step': 1}]
 
 
 def test_tensorboard_gets_the_same_values(tmp_path: Path):

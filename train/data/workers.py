@@ -44,8 +44,12 @@ def watched(batches: Callable[[Callable[[int, int], None]], Iterator[Any]]) -> I
             raise
         code = str(error).removeprefix(DEAD).split('.')[0]
         words = f'signal {-int(code)}' if code.startswith('-') else f'status {code}'
-        hint = ' (the system does that when memory is short: fewer config.num_workers take less)' if code == '-9' else ''
-        raise WorkerError(f'a loading process was ended by {words}{hint}; start the same command again to go on') from None
+        hint = (
+            ' (the system does that when memory is short: fewer config.num_workers take less)' if code == '-9' else ''
+        )
+        raise WorkerError(
+            f'a loading process was ended by {words}{hint}; start the same command again to go on'
+        ) from None
     finally:
         iterator.close()
 
@@ -75,7 +79,9 @@ def _begin(prefix: str, _: int, __: int) -> None:
 
 
 def _end_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])  # ready as soon as the parent is gone, however it ended
+    connection.wait(
+        [multiprocessing.parent_process().sentinel]
+    )  # ready as soon as the parent is gone, however it ended
     os._exit(1)
 
 
