@@ -59,9 +59,8 @@ class Checkpoints:
     @property
     def last_good(self) -> str:
         """Words for an error: which step can be gone back to."""
-        if self._last is None:
-            return 'no checkpoint was saved before it'
-        return f'the last good checkpoint is that of step {self._last}'
+        step = next(reversed(self.steps), None) if self._last is None else self._last
+        return 'there is no checkpoint yet' if step is None else f'the last good checkpoint is that of step {step}'
 
     @property
     def best(self) -> int | None:
@@ -108,9 +107,9 @@ class Checkpoints:
         (step, saving), self._saving = self._saving, None
         with self._writing(step):
             saving.result()
+            self._last = step
             if jax.process_index() == 0:
                 sync_directory(self.directory)
-        self._last = step
         kept = {*self.steps[-self.keep :], self.best}
         for step in set(self.steps) - kept:
             self._scores.pop(step, None)
@@ -147,13 +146,16 @@ class Checkpoints:
         expected = record.pop('digest')
         try:
             with _quiet():
+                # Before it is read, because orbax would give every array the dtype that is wanted.
+                _check_fits(path, ocp.metadata(path).metadata, target)
                 state = ocp.load(path, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target))
+        except CheckpointError:
+            raise
         except Exception as error:  # orbax and tensorstore raise many types for damaged files
             raise CheckpointError(f'checkpoint {path} cannot be read: {_reason(error)}') from error
         if digest(state, record) != expected:
             raise CheckpointError(f'checkpoint {path} is damaged: its arrays are not those that were saved')
-        if misfit := _misfit(state, target):
-            raise CheckpointError(f'checkpoint {path} does not fit this run: {misfit}')
+        _check_fits(path, state, target)
         self._last = step
         return state, record
 
@@ -235,14 +237,21 @@ def _not_finite(state: Any) -> str:
     return ''
 
 
-def _misfit(state: Any, target: Any) -> str:
-    """The first array that has another shape or dtype than `target` wants; empty if there is none."""
-    wanted = jax.tree.leaves(target)
-    for (path, leaf), want in zip(jax.tree.leaves_with_path(state), wanted, strict=True):
-        if np.shape(leaf) != want.shape or leaf.dtype != want.dtype:
-            name = f'state{jax.tree_util.keystr(path)}'
-            return f'{name} is {leaf.dtype}{np.shape(leaf)}, expected {want.dtype}{want.shape}'
-    return ''
+def _check_fits(path: Path, found: Any, target: Any) -> None:
+    """Raises if an array has another shape or dtype than `target` wants; arrays are known by their names."""
+    wanted = {_name(place): leaf for place, leaf in jax.tree.leaves_with_path(target)}
+    for place, leaf in jax.tree.leaves_with_path(found):
+        want = wanted.get(_name(place), leaf)
+        if (leaf.shape, leaf.dtype) != (want.shape, want.dtype):
+            raise CheckpointError(
+                f'checkpoint {path} does not fit this run: {_name(place)} is {leaf.dtype}{leaf.shape}, expected '
+                f'{want.dtype}{want.shape}'
+            )
+
+
+def _name(place: Any) -> str:
+    """'params.conv1.kernel', whether dictionaries or classes hold the arrays."""
+    return jax.tree_util.keystr(place, simple=True, separator='.')
 
 
 def _reason(error: Exception) -> str:
@@ -256,20 +265,24 @@ def _reason(error: Exception) -> str:
     return f'{type(error).__name__}: {line[:200]}'
 
 
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    return 'orbax' not in record.pathname
+
+
+# Orbax logs what it raises as well, with hundreds of lines of tracebacks, also from its threads.
+logging.getLogger('absl').addFilter(_is_not_orbax)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps orbax from writing hundreds of lines about an error that it raises as well."""
-    loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
+    """Drops what orbax's reads and writes that were given up because of an error say when they are collected."""
+    asyncio = logging.getLogger('asyncio')
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    disabled = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
+    disabled, asyncio.disabled = asyncio.disabled, True
     try:
         yield
     except Exception:
-        gc.collect()  # reads that were given up complain when they are collected
+        gc.collect()
         raise
     finally:
-        sys.unraisablehook = hook
-        for logger, before in zip(loggers, disabled, strict=True):
-            logger.disabled = before
+        sys.unraisablehook, asyncio.disabled = hook, disabled
