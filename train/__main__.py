@@ -1,6 +1,12 @@
 """`python -m train --config configs/NAME.py --workdir DIR`."""
 
+from train import stop
+
+if __name__ == '__main__':
+    stop.listen()  # before the imports below, which take seconds
+
 import argparse
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,8 +16,10 @@ import flaxzoo
 from train import loop
 from train.config import load_config
 from train.errors import UserError, run_command
+from train.processes import joined
 
 USAGE = 'python -m train --config configs/NAME.py [--config.FIELD=VALUE ...] --workdir DIR'
+CACHE_BYTES = 5 * 10**9  # of compiled programs; the one longest unused goes first
 
 
 def main(argv: list[str]) -> None:
@@ -26,11 +34,12 @@ def main(argv: list[str]) -> None:
     several.add_argument('--process-id', type=int)
     args, rest = parser.parse_known_args(argv)
     config = load_config(args.config, _overrides(rest))
-    if args.distributed or args.coordinator:
-        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     if config.compilation_cache:
         _cache_compilations()
-    loop.train(config, args.workdir)
+    with contextlib.ExitStack() as stack:
+        if args.distributed or args.coordinator:
+            stack.enter_context(joined(args.coordinator, args.num_processes, args.process_id))
+        loop.train(config, args.workdir)
 
 
 def _overrides(arguments: list[str]) -> list[tuple[str, str]]:
@@ -50,9 +59,10 @@ def _overrides(arguments: list[str]) -> list[tuple[str, str]]:
 
 def _cache_compilations() -> None:
     """Keeps compiled programs, so that the same command starts at once the next time."""
-    cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(cache / 'flaxzoo' / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    jax.config.update('jax_compilation_cache_max_size', CACHE_BYTES)
 
 
 if __name__ == '__main__':

@@ -5,11 +5,16 @@ of devices, and a record: what evaluation said, the names of the classes, and a 
 because a flipped bit in an array file would otherwise be read as a weight.
 """
 
+import contextlib
+import gc
 import hashlib
 import json
+import logging
 import re
 import shutil
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from train.errors import UserError
+from train.files import sync_directory
 
 
 class CheckpointError(UserError):
@@ -33,7 +39,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 3) -> None:
         self.directory, self.keep = directory.absolute(), keep
-        self._saving: ocp.AsyncResponse | None = None
+        self._saving: tuple[int, ocp.AsyncResponse] | None = None  # the step that is being saved
+        self._last: int | None = None  # saved or restored here
         self._scores: dict[int, float | None] = {}  # of the checkpoints whose record was read or written here
 
     def __enter__(self) -> 'Checkpoints':
@@ -48,6 +55,12 @@ class Checkpoints:
         if not self.directory.is_dir():
             return []
         return sorted(int(p.name) for p in self.directory.iterdir() if re.fullmatch(r'\d+', p.name))
+
+    @property
+    def last_good(self) -> str:
+        """Words for an error: which step can be gone back to."""
+        step = next(reversed(self.steps), None) if self._last is None else self._last
+        return 'there is no checkpoint yet' if step is None else f'the last good checkpoint is that of step {step}'
 
     @property
     def best(self) -> int | None:
@@ -65,28 +78,63 @@ class Checkpoints:
           score: higher is better; None if it was not measured.
 
         Raises:
-          CheckpointError: the state holds a NaN or an infinity; nothing is written.
+          CheckpointError: the state holds a NaN or an infinity, or the one begun before cannot be written; nothing is
+            written, and what was saved before is as it was.
         """
         self.wait()
-        _check_finite(state)
         step = int(state.step)
+        if place := _not_finite(state):
+            raise CheckpointError(
+                f'state{place} is not finite at step {step}, which is not saved; {self.last_good}, in '
+                f'{self.directory}. Try a lower learning rate or clip_norm'
+            )
         record = json.loads(json.dumps({**record, 'score': score}))
-        self._saving = ocp.save_async(
-            self._path(step), state, custom_metadata={**record, 'digest': digest(state, record)}
-        )
+        with self._writing(step):
+            saving = ocp.save_async(
+                self._path(step), state, custom_metadata={**record, 'digest': digest(state, record)}
+            )
+        self._saving = step, saving
         self._scores[step] = score
 
     def wait(self) -> None:
-        """Returns when what was begun is on disk, and deletes what need not be kept."""
+        """Returns when what was begun is on disk, and deletes what need not be kept.
+
+        Raises:
+          CheckpointError: it cannot be written; names the step and the last good one.
+        """
         if self._saving is None:
             return
-        self._saving.result()
-        self._saving = None
+        (step, saving), self._saving = self._saving, None
+        with self._writing(step):
+            saving.result()
+            self._last = step
+            if jax.process_index() == 0:
+                sync_directory(self.directory)
         kept = {*self.steps[-self.keep :], self.best}
         for step in set(self.steps) - kept:
             self._scores.pop(step, None)
             if jax.process_index() == 0:
-                shutil.rmtree(self._path(step))
+                shutil.rmtree(self._path(step), ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Waits for what was begun, where it cannot be helped if it fails: the directory is not what it was."""
+        with contextlib.suppress(CheckpointError):
+            self.wait()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Says what went wrong in one sentence, and leaves no half of a checkpoint on a full disk."""
+        try:
+            with _quiet():
+                yield
+        except Exception as error:  # orbax and tensorstore raise many types
+            if jax.process_index() == 0:
+                for half in self.directory.glob(f'{self._path(step).name}.*-tmp*'):
+                    shutil.rmtree(half, ignore_errors=True)
+            reason = _reason(error)
+            raise CheckpointError(
+                f'step {step} cannot be saved in {self.directory}: {reason}; {self.last_good}'
+            ) from error
 
     def restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
         """The state and the record of one checkpoint, verified; `target` gives the structure, shapes and dtypes.
@@ -94,16 +142,21 @@ class Checkpoints:
         Raises:
           CheckpointError: it is damaged or does not fit; says how.
         """
-        path = self._path(step)
+        path, record = self._path(step), self.read_record(step)
+        expected = record.pop('digest')
         try:
-            record = _record(path)
-            expected = record.pop('digest')
-            state = ocp.load(path, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target))
+            with _quiet():
+                # Before it is read, because orbax would give every array the dtype that is wanted.
+                _check_fits(path, ocp.metadata(path).metadata, target)
+                state = ocp.load(path, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target))
+        except CheckpointError:
+            raise
         except Exception as error:  # orbax and tensorstore raise many types for damaged files
-            reason = next(iter(str(error).strip().splitlines()), '')[:200]
-            raise CheckpointError(f'checkpoint {path} cannot be read: {type(error).__name__}: {reason}') from error
+            raise CheckpointError(f'checkpoint {path} cannot be read: {_reason(error)}') from error
         if digest(state, record) != expected:
             raise CheckpointError(f'checkpoint {path} is damaged: its arrays are not those that were saved')
+        _check_fits(path, state, target)
+        self._last = step
         return state, record
 
     def restore_newest(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -133,11 +186,20 @@ class Checkpoints:
         return None
 
     def read_record(self, step: int) -> dict[str, Any]:
-        """The record of one checkpoint, not verified: what it takes to know the target of `restore`."""
+        """The record of one checkpoint, not verified: what it takes to know the target of `restore`.
+
+        Raises:
+          CheckpointError: it is missing or damaged.
+        """
+        path = self._path(step)
         try:
-            return _record(self._path(step))
+            with _quiet():
+                record = ocp.metadata(path).custom_metadata
         except Exception as error:
-            raise CheckpointError(f'checkpoint {self._path(step)} cannot be read: {error}') from error
+            raise CheckpointError(f'checkpoint {path} cannot be read: {_reason(error)}') from error
+        if not isinstance(record, dict) or not isinstance(record.get('digest'), str) or 'score' not in record:
+            raise CheckpointError(f'checkpoint {path} cannot be read: its record (_CHECKPOINT_METADATA) is damaged')
+        return dict(record)
 
     def _move_aside(self, step: int) -> None:
         multihost_utils.sync_global_devices(f'checkpoint {step} was read')
@@ -149,16 +211,12 @@ class Checkpoints:
 
     def _read_score(self, step: int) -> float | None:
         try:
-            return _record(self._path(step))['score']
-        except Exception:  # damaged: restoring says so, here it is only not the best
+            return self.read_record(step)['score']
+        except CheckpointError:  # restoring says so, here it is only not the best
             return None
 
     def _path(self, step: int) -> Path:
         return self.directory / f'{step:08d}'
-
-
-def _record(path: Path) -> dict[str, Any]:
-    return dict(ocp.metadata(path).custom_metadata)
 
 
 def digest(state: Any, record: dict[str, Any]) -> str:
@@ -171,7 +229,60 @@ def digest(state: Any, record: dict[str, Any]) -> str:
     return sha.hexdigest()
 
 
-def _check_finite(state: Any) -> None:
+def _not_finite(state: Any) -> str:
+    """The place of the first array that holds a NaN or an infinity; empty if there is none."""
     for path, leaf in jax.tree.leaves_with_path(state):
         if not np.isfinite(np.asarray(leaf, np.float32 if leaf.dtype.itemsize < 4 else None)).all():
-            raise CheckpointError(f'state{jax.tree_util.keystr(path)} is not finite; it is not saved')
+            return jax.tree_util.keystr(path)
+    return ''
+
+
+def _check_fits(path: Path, found: Any, target: Any) -> None:
+    """Raises if an array has another shape or dtype than `target` wants; arrays are known by their names."""
+    wanted = {_name(place): leaf for place, leaf in jax.tree.leaves_with_path(target)}
+    for place, leaf in jax.tree.leaves_with_path(found):
+        want = wanted.get(_name(place), leaf)
+        if (leaf.shape, leaf.dtype) != (want.shape, want.dtype):
+            raise CheckpointError(
+                f'checkpoint {path} does not fit this run: {_name(place)} is {leaf.dtype}{leaf.shape}, expected '
+                f'{want.dtype}{want.shape}'
+            )
+
+
+def _name(place: Any) -> str:
+    """'params.conv1.kernel', whether dictionaries or classes hold the arrays."""
+    return jax.tree_util.keystr(place, simple=True, separator='.')
+
+
+def _reason(error: Exception) -> str:
+    """One line of what orbax or the system says, without what it says of its own arrays."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = next(iter(str(error).strip().splitlines()), '')
+    for known in ('No space left on device', 'File too large', 'Read-only file system', 'Permission denied'):
+        if known in str(error):
+            return known
+    return f'{type(error).__name__}: {line[:200]}'
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    return 'orbax' not in record.pathname
+
+
+# Orbax logs what it raises as well, with hundreds of lines of tracebacks, also from its threads.
+logging.getLogger('absl').addFilter(_is_not_orbax)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what orbax's reads and writes that were given up because of an error say when they are collected."""
+    asyncio = logging.getLogger('asyncio')
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    disabled, asyncio.disabled = asyncio.disabled, True
+    try:
+        yield
+    except Exception:
+        gc.collect()
+        raise
+    finally:
+        sys.unraisablehook, asyncio.disabled = hook, disabled

@@ -1,5 +1,10 @@
 """Classifying images with what a run has saved: `python -m train.predict --workdir DIR [IMAGE ...]`."""
 
+from train import stop
+
+if __name__ == '__main__':
+    stop.listen()  # before the imports below, which take seconds
+
 import argparse
 from pathlib import Path
 

@@ -1,66 +1,152 @@
 """What a run writes besides checkpoints: metrics.jsonl, TensorBoard events and the progress line."""
 
 import json
+import math
+import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
+from train.files import replace_file
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, in order; a torn last line is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+    """The whole lines of a metrics file, each step's once, in order; what is damaged is left out."""
+    return [record for _, record in _read_lines(path)[0]]
+
+
+def _read_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
+    """The good lines of a metrics file with what they say, and the numbers of the others.
+
+    A last line without an end is neither: a killed run was writing it.
+    """
+    lines = path.read_bytes().split(b'\n') if path.exists() else [b'']
+    good, bad, seen = [], [], set()
+    for number, line in enumerate(lines[:-1], 1):
+        record = _parse(line)
+        if record is None or (record['kind'], record['step']) in seen:
+            bad.append(number)
+        else:
+            seen.add((record['kind'], record['step']))
+            good.append((line, record))
+    return good, bad
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """What a line says, if it is one that `Records.write` wrote."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and record.get('kind') in ('train', 'eval') and type(record.get('step')) is int
+    numbers = [value for name, value in record.items() if name not in ('kind', 'step')] if whole else [None, '']
+    return record if all(value is None or type(value) in (int, float) for value in numbers) else None
 
 
 class Records:
     """Writes metrics at their step into metrics.jsonl and TensorBoard's event files.
 
-    Opened at step `start`, it first drops what a killed run wrote beyond it, so that no step is there twice. A context
-    manager. With `writes=False`, in the processes that do not write, it does nothing.
+    Opened at step `start`, it first drops what a killed run wrote beyond it, so that no step is there twice. A damaged
+    file is kept aside as metrics.jsonl.damaged, and its good lines go on. Nothing is made before the first line. A
+    context manager. With `writes=False`, in the processes that do not write, it only counts.
+
+    Attributes:
+      lines: in metrics.jsonl, as far as this process knows.
     """
 
-    def __init__(self, workdir: Path, start: int, writes: bool = True) -> None:
-        self._writes = writes
-        if not writes:
-            return
-        # Imported here, because it takes seconds where torch is installed too.
-        from tensorboardX import SummaryWriter
-
-        path = workdir / 'metrics.jsonl'
-        kept = [record for record in read_metrics(path) if record['step'] <= start]
-        replace_file(path, ''.join(json.dumps(record) + '\n' for record in kept))
-        self._file = path.open('a')
-        self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start + 1)
+    def __init__(self, workdir: Path, start: int, expected: int = 0, writes: bool = True) -> None:
+        """expected: the lines that there were up to `start`, 0 if it is not known; where some are lost it is said."""
+        self._writes, self._start, self.lines = writes, start, expected
+        self._path, self._events_path = workdir / 'metrics.jsonl', workdir / 'tensorboard'
+        self._file = self._events = None
+        if writes:
+            self._repair(expected)
 
     def __enter__(self) -> 'Records':
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writes:
+        if self._file:
             self._file.close()
             self._events.close()
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """kind: 'train' or 'eval'; step: updates done."""
+        """kind: 'train' or 'eval'; step: updates done. What is not finite is null in JSON, which has no word for it."""
+        self.lines += 1
         if not self._writes:
             return
-        self._file.write(json.dumps({'kind': kind, 'step': step, **values}) + '\n')
+        if self._file is None:
+            self._open()
+        line = {'kind': kind, 'step': step, **{name: finite(value) for name, value in values.items()}}
+        self._file.write(json.dumps(line, allow_nan=False) + '\n')
         self._file.flush()
+        self._events.write(kind, step, values)
+
+    def sync(self) -> None:
+        """Has what was written on the disk."""
+        if self._file:
+            os.fsync(self._file.fileno())
+            self._events.flush()
+
+    def _open(self) -> None:
+        self._file = self._path.open('a')
+        self._events = _Events(self._events_path, self._start)
+
+    def _repair(self, expected: int) -> None:
+        """Leaves the good lines up to `start` in metrics.jsonl, and says what is not there."""
+        good, bad = _read_lines(self._path)
+        kept = [line for line, record in good if record['step'] <= self._start]
+        self.lines = len(kept)
+        lost = max(0, expected - len(kept))
+        words = [f'line {", ".join(map(str, bad[:5]))}{", ..." * (len(bad) > 5)} damaged or doubled'] if bad else []
+        words += [f'{lost} of {expected} lines up to step {self._start} lost'] if lost else []
+        content = b''.join(line + b'\n' for line in kept)
+        if words:
+            aside = ''
+            if self._path.exists():
+                copy = next(name for name in _asides(self._path) if not name.exists())
+                replace_file(copy, self._path.read_bytes())
+                aside = f'; it is kept as {copy.name}'
+            warnings.warn(f'{self._path}: {"; ".join(words)}{aside}, and the good lines go on', stacklevel=3)
+        if self._path.exists() and self._path.read_bytes() != content:
+            replace_file(self._path, content)
+
+
+class _Events:
+    """TensorBoard's event file of this process, written at once: an error is raised here, not in a thread."""
+
+    def __init__(self, directory: Path, start: int) -> None:
+        # Imported here, because it takes seconds where torch is installed too.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        directory.mkdir(exist_ok=True)
+        self._event, self._summary = Event, Summary
+        self._writer = EventsWriter(str(directory / 'events'), f'.{os.getpid()}')
+        # What an earlier process wrote from this step on is not shown.
+        self._writer.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._events.add_scalar(f'{kind}/{name}', value, step)
+            summary = self._summary(value=[self._summary.Value(tag=f'{kind}/{name}', simple_value=value)])
+            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_text(text)
-    temporary.replace(path)
+def finite(value: float | None) -> float | None:
+    """The number, or None for what is not finite: JSON has no word for it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _asides(path: Path) -> list[Path]:
+    return [path.with_name(f'{path.name}.damaged{number}') for number in ('', *range(2, 100))]
 
 
 class Progress:

@@ -1,14 +1,17 @@
 """report.png: how the training went, what is confused with what, and the most confident mistakes."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from PIL import Image
 
 from train.data import Dataset
 from train.evaluate import Outcome
+from train.files import replace_file
 from train.records import read_metrics
 
 MAX_CLASSES = 20  # in the confusion matrix; beyond it, those that are confused most
@@ -16,8 +19,22 @@ COLUMNS = 6  # of pictures, in at most two rows
 TRAIN, HELD_OUT, GRID = '#9db4c8', '#c8553d', '#e6e6e6'
 
 
-def write_report(workdir: Path, outcome: Outcome, data: Dataset) -> None:
-    """Draws `workdir/report.png` from the run's metrics.jsonl and an evaluation of its held-out images."""
+def is_report(path: Path, step: int) -> bool:
+    """Whether `path` is a whole report of the state after `step` updates."""
+    try:
+        with Image.open(path, formats=('PNG',)) as image:
+            image.load()
+            return image.info.get('step') == str(step)
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def write_report(workdir: Path, outcome: Outcome, data: Dataset, step: int) -> None:
+    """Draws `workdir/report.png` from the run's metrics.jsonl and an evaluation of its held-out images after `step`.
+
+    Raises:
+      OSError: it cannot be written; the one before is as it was.
+    """
     metrics, count = outcome.metrics, len(outcome.label)
     worst = _worst(outcome)
     rows = -(-len(worst) // COLUMNS)
@@ -35,17 +52,16 @@ def write_report(workdir: Path, outcome: Outcome, data: Dataset) -> None:
     top.suptitle(
         f'{metrics["accuracy"]:.2%} of {count:,} held-out images right, {wrong:,} wrong\n', fontsize=16, weight='bold'
     )
-    # Under a temporary name first: a report is whole or not there.
-    temporary = workdir / 'report.tmp.png'
-    figure.savefig(temporary, dpi=100)
-    temporary.replace(workdir / 'report.png')
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=100, format='png', metadata={'step': str(step)})
+    replace_file(workdir / 'report.png', picture.getvalue())
 
 
 def _curve(axes: Axes, records: list[dict[str, Any]], name: str, title: str) -> None:
     for kind, label, style in (('train', 'training', {'color': TRAIN}), ('eval', 'held out', {'color': HELD_OUT})):
-        points = [(r['step'], r[name]) for r in records if r['kind'] == kind]
+        points = [(r['step'], r[name]) for r in records if r['kind'] == kind and r.get(name) is not None]
         marker = 'o' if kind == 'eval' and len(points) <= 30 else ''
-        axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4, linewidth=2, **style)
+        axes.plot(*np.array(points).reshape(-1, 2).T, label=label, marker=marker, markersize=4, linewidth=2, **style)
     axes.set_title(title, loc='left', weight='bold')
     axes.grid(color=GRID)
     axes.spines[['top', 'right']].set_visible(False)

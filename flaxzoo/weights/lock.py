@@ -25,7 +25,7 @@ def locked(path: Path, poll: float = 0.2) -> Iterator[bool]:
         held = waited = False
         while not held:
             try:
-                held = _try_lock(file.fileno())
+                held = try_lock(file.fileno())
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
                     raise
@@ -39,7 +39,12 @@ def locked(path: Path, poll: float = 0.2) -> Iterator[bool]:
         yield held
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
+    """Takes the lock of an open file if nobody has it; whether it did.
+
+    Raises:
+      OSError: with an errno of UNSUPPORTED where the file system has no locks.
+    """
     try:
         import fcntl
     except ImportError:  # Windows

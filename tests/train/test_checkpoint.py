@@ -1,6 +1,8 @@
 """Checkpoints: kept, atomic, verified; every damage is found and the one before is used."""
 
+import gc
 import shutil
+import warnings
 from pathlib import Path
 
 import jax
@@ -154,11 +156,58 @@ def test_another_structure_is_refused(tmp_path: Path):
         Checkpoints(tmp_path).restore(1, other)
 
 
+@pytest.mark.parametrize('change', [{'shape': (3, 3, 8, 9)}, {'dtype': np.float16}], ids=['shape', 'dtype'])
+def test_other_shapes_and_dtypes_are_refused(tmp_path: Path, change: dict):
+    save(tmp_path, 1)
+    kernel = TARGET.params['layer1.0']['conv1']['kernel']
+    other = jax.ShapeDtypeStruct(**{'shape': kernel.shape, 'dtype': kernel.dtype} | change)
+    target = TARGET.replace(params={'layer1.0': {'conv1': {'kernel': other}}})
+    with pytest.raises(CheckpointError, match=r'does not fit this run: params\.layer1\.0\.conv1\.kernel is float32'):
+        Checkpoints(tmp_path).restore(1, target)
+
+
+def test_what_cannot_be_written_names_the_step_and_the_last_good_one(tmp_path: Path, capfd):
+    directory = tmp_path / 'checkpoints'
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(state_of(1), {}, None)
+        checkpoints.wait()
+        directory.rename(tmp_path / 'moved')
+        directory.write_text('in the way')
+        with pytest.raises(CheckpointError, match=r'step 2 cannot be saved in .*; the last .* is that of step 1'):
+            checkpoints.save(state_of(2), {}, None)
+    with warnings.catch_warnings(action='ignore'):  # coroutines that orbax never awaits
+        gc.collect()
+    assert capfd.readouterr().err == ''
+
+
+def test_damage_is_said_once_and_by_nobody_else(tmp_path: Path, capfd):
+    save(tmp_path, 1, 2)
+    for step in (1, 2):
+        for path in (tmp_path / f'{step:08d}' / 'state').rglob('*'):
+            if path.is_file():
+                path.write_bytes(b'')
+    with pytest.raises(CheckpointError, match='none of the checkpoints can be used') as error:
+        Checkpoints(tmp_path).restore_newest(TARGET)
+    assert len(str(error.value).splitlines()) == 3
+    assert capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('record', ['{}', '[]', '', '{"custom_metadata": {"score": null}}'])
+def test_a_damaged_record_is_said_to_be_one(tmp_path: Path, record: str):
+    save(tmp_path, 1)
+    (tmp_path / '00000001' / '_CHECKPOINT_METADATA').write_text(record)
+    with pytest.raises(CheckpointError, match=r'00000001 cannot be read: .*(record|METADATA|JSON)'):
+        Checkpoints(tmp_path).restore(1, TARGET)
+
+
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path):
     save(tmp_path, 1)
     bad = state_of(2)
     bad.params['layer1.0']['conv1']['kernel'].flat[7] = np.inf
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r'layer1\.0.*kernel.*not finite'):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match=r'layer1\.0.*kernel.*not finite at step 2.* is that of step 1'),
+    ):
         checkpoints.save(bad, {}, None)
     assert checkpoints.steps == [1]
 

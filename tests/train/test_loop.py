@@ -207,7 +207,7 @@ def test_bad_input_leaves_no_directory(tmp_path: Path, tiny_config):
 
 def test_two_runs_do_not_share_a_directory(copied: Path):
     with (
-        workdir.claimed(copied, run_config()),
+        workdir.claimed(copied),
         pytest.raises(WorkdirError, match='another process is at work in'),
     ):
         train(run_config(), copied)

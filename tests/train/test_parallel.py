@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from train import prefetch
 from train.config import ConfigError
 from train.parallel import MeshParallel, PmapParallel, make_parallel
 from train.prefetch import Prefetcher
@@ -57,6 +58,29 @@ def test_an_error_of_the_data_arrives_where_the_batch_is_asked_for():
         got.extend(iter(batches))
     with Prefetcher(failing(), lambda n: n) as batches:
         assert next(iter(batches)) == 1
+
+
+def test_whatever_ends_the_thread_is_raised_where_the_batch_is_asked_for():
+    def exiting():
+        raise SystemExit(3)
+        yield
+
+    with pytest.raises(SystemExit), Prefetcher(exiting(), lambda n: n) as batches:
+        next(iter(batches))
+
+
+def test_a_loader_that_hangs_does_not_hang_the_rest(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(prefetch, 'PATIENCE', 0.1)
+    release = threading.Event()
+
+    def hanging():
+        yield 1
+        release.wait()
+
+    with Prefetcher(hanging(), lambda n: n, give_up=lambda: True) as batches:
+        assert list(batches) == [1]
+    assert 'hangs' in caplog.text
+    release.set()
 
 
 def test_leaving_early_stops_the_thread_and_closes_the_data():

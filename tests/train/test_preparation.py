@@ -122,7 +122,13 @@ def test_a_run_records_what_it_used_and_goes_on_with_it(release, tmp_path, monke
     """Also if the weights say another thing by then, or cannot be asked."""
     release.dataset, release.image_size = 'digits', 8
     built = []
-    monkeypatch.setattr(loop, '_Run', lambda experiment, *_: built.append(experiment) or Finished())
+
+    def started(experiment, _, claimed, *__):
+        built.append(experiment)
+        claimed.begin(experiment.config)
+        return Finished()
+
+    monkeypatch.setattr(loop, '_Run', started)
     loop.train(release, tmp_path / 'run')
     record = json.loads((tmp_path / 'run/config.json').read_text())
     np.testing.assert_allclose((*record['mean'], *record['std']), (0.2, 0.5))

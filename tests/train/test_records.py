@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -32,8 +33,63 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path):
 def test_a_torn_line_is_not_read(tmp_path: Path):
     path = tmp_path / 'metrics.jsonl'
     assert read_metrics(path) == []
-    path.write_text('{"step": 1}\n{"step": 2')
-    assert read_metrics(path) == [{'step': 1}]
+    path.write_text('{"kind": "eval", "step": 1}\n{"kind": "eval", "step": 2')
+    assert read_metrics(path) == [{'kind': 'eval', 'step': 1}]
+
+
+FIVE = [5, 10, 15, 20, 25]
+LINE = b'{"kind": "train", "step": 15, "loss": 0.06666666666666667}'
+DAMAGES = {
+    'torn': (LINE[:20], 'line 3 damaged'),
+    'glued': (LINE + LINE, 'line 3 damaged'),
+    'twice': (LINE + b'\n' + LINE, 'line 4 damaged or doubled'),
+    'another key': (LINE.replace(b'step', b'stap'), 'line 3 damaged'),
+    'a number': (b'12', 'line 3 damaged'),
+    'text for a number': (LINE.replace(b'15', b'"15"'), 'line 3 damaged'),
+    'not UTF-8': (LINE.replace(b'loss', b'\xff\xfe'), 'line 3 damaged'),
+    'empty': (b'', 'line 3 damaged'),
+    'lost': (None, '1 of 5 lines up to step 25 lost'),
+}
+
+
+@pytest.mark.parametrize(('damage', 'words'), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_line_is_told_and_kept_aside_and_the_good_ones_go_on(tmp_path: Path, damage: bytes, words: str):
+    write(tmp_path, 0, *FIVE)
+    path = tmp_path / 'metrics.jsonl'
+    whole = path.read_bytes()
+    assert whole.count(LINE) == 1
+    damaged = whole.replace(LINE + b'\n', b'' if damage is None else damage + b'\n')
+    path.write_bytes(damaged)
+    with pytest.warns(UserWarning, match=f'{words}.*kept as metrics.jsonl.damaged') as told, Records(tmp_path, 25, 5):
+        pass
+    assert len(told) == 1
+    assert path.read_bytes() == whole.replace(LINE + b'\n', LINE + b'\n' if words.startswith('line 4') else b'')
+    assert (tmp_path / 'metrics.jsonl.damaged').read_bytes() == damaged
+    with Records(tmp_path, 25, 0):  # whole now; how many there were is not known
+        assert not (tmp_path / 'metrics.jsonl.damaged2').exists()
+
+
+@pytest.mark.parametrize('change', [Path.unlink, lambda path: path.write_bytes(b'')], ids=['deleted', 'emptied'])
+def test_lost_records_are_told(tmp_path: Path, change):
+    write(tmp_path, 0, *FIVE)
+    change(tmp_path / 'metrics.jsonl')
+    with pytest.warns(UserWarning, match='5 of 5 lines up to step 25 lost'), Records(tmp_path, 25, 5) as records:
+        records.write('train', 30, {'loss': 1.0})
+    assert [record['step'] for record in read_metrics(tmp_path / 'metrics.jsonl')] == [30]
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path):
+    with Records(tmp_path, 0) as records:
+        records.write('eval', 1, {'loss': math.nan, 'accuracy': math.inf})
+    (line,) = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    assert line == '{"kind": "eval", "step": 1, "loss": null, "accuracy": null}'
+    assert len(read_metrics(tmp_path / 'metrics.jsonl')) == 1
+
+
+def test_nothing_is_made_before_the_first_line(tmp_path: Path):
+    with Records(tmp_path, 0):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorboard_gets_the_same_values(tmp_path: Path):

@@ -49,7 +49,7 @@ def test_a_report_of_digits_and_of_a_perfect_network(tmp_path: Path):
     for wrong in (0, 3, 100):
         predicted = label.copy()
         predicted[:wrong] = (predicted[:wrong] + 1) % 10
-        write_report(tmp_path, outcome_of(label, predicted), data)
+        write_report(tmp_path, outcome_of(label, predicted), data, 10)
         with Image.open(tmp_path / 'report.png') as picture:
             picture.load()
             heights.append(picture.height)
@@ -63,6 +63,6 @@ def test_a_report_of_a_thousand_classes_with_long_names(tmp_path: Path):
     images = RNG.integers(0, 255, (3000, 8, 8, 3), dtype=np.uint8)
     names = tuple(f'a rather long name of class {i}' for i in range(1000))
     write_metrics(tmp_path)
-    write_report(tmp_path, outcome_of(label, predicted), Dataset(None, Arrays(images, label), names))
+    write_report(tmp_path, outcome_of(label, predicted), Dataset(None, Arrays(images, label), names), 10)
     with Image.open(tmp_path / 'report.png') as picture:
         assert picture.width == 1300

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from train.data.source import DataError, Dataset
-from train.records import replace_file
+from train.files import replace_file
 
 logger = logging.getLogger('train')
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from train.data.crop import random_crop_box, resized_centre, resized_crop
 from train.data.source import BadImageError, DataError, Example, Source, View, as_image, whole
+from train.data.workers import watched
 
 logger = logging.getLogger('train')
 
@@ -190,8 +191,9 @@ def _load_ahead(load: Callable[[int], Batch], numbers: range, workers: int) -> I
     dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(load)
     # Whole batches are elements here, so a few threads and a short buffer are enough (Grain's defaults are 16, 500).
     ahead = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    if workers:
-        # Grain reads absl's flags in its workers, and this program does not parse any.
-        flags.FLAGS.mark_as_parsed()
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return iter(ahead)
+    if not workers:
+        return iter(ahead)
+    # Grain reads absl's flags in its workers, and this program does not parse any.
+    flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return watched(lambda start: iter(ahead.mp_prefetch(options, start)))
