@@ -18,7 +18,8 @@ from train.data.digits import open_digits
 from train.errors import UserError
 from train.experiment import abstract_state
 from train.loop import DivergedError, train
-from train.records import read_metrics
+from train.records import Progress, read_metrics
+from train.report import is_report
 from train.state import TrainState, build_model, initial_variables
 from train.workdir import WorkdirError
 
@@ -114,9 +115,17 @@ def wait_for(condition, process) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize('moment', ['training', 'saving'])
-def test_a_killed_run_ends_with_the_same_parameters(
-    command: list[str], start, finished: Path, tmp_path: Path, moment: str
+@pytest.mark.parametrize(
+    ('moment', 'number'),
+    [
+        ('training', signal.SIGKILL),
+        ('saving', signal.SIGKILL),
+        ('training', signal.SIGTERM),
+        pytest.param('saving', signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_or_stopped_run_ends_with_the_same_parameters(
+    command: list[str], start, finished: Path, tmp_path: Path, moment: str, number: signal.Signals
 ):
     directory = tmp_path / 'killed'
     conditions = {
@@ -129,9 +138,15 @@ def test_a_killed_run_ends_with_the_same_parameters(
     process = start(*command, str(directory))
     wait_for((directory / 'checkpoints').is_dir, process)
     wait_for(conditions[moment], process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert max(Checkpoints(directory / 'checkpoints').steps) < TOTAL
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    last = max(Checkpoints(directory / 'checkpoints').steps)
+    assert last < TOTAL
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number
+        assert output.splitlines()[-1] == f'stopped at step {last}; start the same command again to go on'
     output = finish(start(*command, str(directory)))
     assert 'found the checkpoint of step' in output
     jax.tree.map(np.testing.assert_array_equal, final_state(directory), final_state(finished))
@@ -148,6 +163,29 @@ def test_a_finished_run_says_so_and_changes_nothing(command: list[str], start, f
     assert 'held-out accuracy' in output
     assert contents() == before
     assert lines(finished) == metrics
+
+
+def test_what_is_missing_of_a_finished_run_is_written_again(copied: Path, finished: Path):
+    weights, report = copied / 'weights.safetensors', copied / 'report.png'
+    for path in (weights, report):
+        path.write_bytes(path.read_bytes()[:-100])
+    train(run_config(), copied)
+    assert weights.read_bytes() == (finished / 'weights.safetensors').read_bytes()
+    assert is_report(report, TOTAL)
+    assert not is_report(report, TOTAL + 1)
+    weights.unlink()
+    before = report.stat().st_mtime_ns
+    train(run_config(), copied)
+    assert weights.read_bytes() == (finished / 'weights.safetensors').read_bytes()
+    assert report.stat().st_mtime_ns == before
+
+
+def test_a_directory_that_is_removed_ends_the_run(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    drop_after(copied, 60)
+    monkeypatch.setattr(Progress, 'update', lambda *_: shutil.rmtree(copied))
+    with pytest.raises(WorkdirError, match=r'step 63 cannot be saved.* was removed or replaced.* is that of step 60$'):
+        train(run_config(), copied)
+    assert not copied.exists()
 
 
 def drop_after(directory: Path, last: int) -> None:
@@ -201,6 +239,14 @@ def test_a_directory_with_other_files_is_refused(tmp_path: Path, tiny_config):
 def test_bad_input_leaves_no_directory(tmp_path: Path, tiny_config):
     tiny_config.model = 'resnext29'
     with pytest.raises(UserError, match='resnext29_'):
+        train(tiny_config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_that_fails_before_its_first_step_takes_no_directory(tmp_path: Path, tiny_config):
+    tiny_config.init_from = str(tmp_path / 'typo.safetensors')
+    tiny_config.image_size = 8
+    with pytest.raises(UserError, match='typo'):
         train(tiny_config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 

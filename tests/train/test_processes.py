@@ -1,6 +1,10 @@
 """Two processes on one machine, joined by jax.distributed, train as one process with two devices does."""
 
+import queue
+import signal
 import socket
+import subprocess
+import time
 from pathlib import Path
 
 import jax
@@ -9,6 +13,7 @@ import pytest
 
 from train.checkpoint import Checkpoints
 from train.experiment import abstract_state
+from train.processes import Watch
 from train.records import read_metrics
 from train.state import build_model
 
@@ -44,14 +49,83 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def train_in_two(start, config: Path, directory: Path) -> str:
-    """Runs two processes to their end; what the first said."""
+def start_two(start, config: Path, directory: Path) -> list[subprocess.Popen]:
     command = ['-m', 'train', '--config', str(config), '--workdir', str(directory)]
     command += ['--coordinator', f'127.0.0.1:{free_port()}', '--num-processes', '2', '--process-id']
-    first, second = [start('-W', 'default::UserWarning', *command, str(i)) for i in range(2)]
+    return [start('-W', 'default::UserWarning', *command, str(i)) for i in range(2)]
+
+
+def train_in_two(start, config: Path, directory: Path) -> str:
+    """Runs two processes to their end; what the first said."""
+    first, second = start_two(start, config, directory)
     output = finish(first)
     assert 'images/s' not in finish(second)  # only process 0 shows progress
     return output
+
+
+def long_run(start, tmp_path: Path) -> list[subprocess.Popen]:
+    """Two processes in the middle of a run of many epochs."""
+    config = config_of('mesh')
+    config.epochs = 1000
+    processes = start_two(start, write_config(tmp_path / 'config.py', config), tmp_path / 'run')
+    while not (tmp_path / 'run' / 'checkpoints' / '00000010').is_dir():
+        assert processes[0].poll() is None, processes[0].communicate()[0]
+        time.sleep(0.01)
+    return processes
+
+
+@pytest.mark.parametrize('victim', [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_when_one_is_killed_the_others_end_and_say_which(start, tmp_path: Path, victim: int):
+    processes = long_run(start, tmp_path)
+    processes[victim].kill()
+    output, _ = processes[1 - victim].communicate(timeout=10)
+    assert processes[1 - victim].returncode == 1
+    assert output.splitlines()[-1] == f'error: process {victim} of 2 is gone; start all of them again'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('reached', [0, 1])
+def test_a_signal_that_reaches_one_stops_both_at_the_same_step(start, tmp_path: Path, reached: int):
+    processes = long_run(start, tmp_path)
+    processes[reached].send_signal(signal.SIGTERM)
+    ends = [process.communicate(timeout=60)[0].splitlines()[-1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143]
+    assert ends[0] == ends[1]
+    assert ends[0].startswith('stopped at step ')
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    server = socket.create_server(('127.0.0.1', 0))
+    with server:
+        here = socket.create_connection(server.getsockname())
+        return here, server.accept()[0]
+
+
+def watched_by(ends: queue.Queue, peers: dict[int, socket.socket]) -> Watch:
+    return Watch(peers, 3, lambda status: ends.put((min(peers), status)))
+
+
+def test_who_is_gone_is_told_to_all(capfd: pytest.CaptureFixture):
+    (to_1, one), (to_2, two) = pair(), pair()
+    ends: queue.Queue = queue.Queue()
+    watched_by(ends, {1: to_1, 2: to_2})
+    watched_by(ends, {0: two})
+    one.close()  # as the system does for a process that is killed
+    assert {ends.get(timeout=5), ends.get(timeout=5)} == {(1, 1), (0, 1)}
+    assert capfd.readouterr().err.count('process 1 of 3 is gone') == 2
+    for connection in (to_1, to_2, two):
+        connection.close()
+
+
+def test_who_leaves_in_good_order_is_not_missed():
+    here, there = pair()
+    ends: queue.Queue = queue.Queue()
+    watched_by(ends, {1: here})
+    watched_by(ends, {0: there}).leave()
+    there.close()
+    with pytest.raises(queue.Empty):
+        ends.get(timeout=0.3)
+    here.close()
 
 
 @pytest.mark.parametrize('parallel', ['pmap', pytest.param('mesh', marks=pytest.mark.slow)])

@@ -26,8 +26,8 @@ WAITS = """
 import time
 from train import stop
 stop.listen()
-print('ready', flush=True)
 try:
+    print('ready', flush=True)
     time.sleep(60)
 except Exception:
     print('swallowed')
