@@ -273,6 +273,15 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
 logging.getLogger('absl').addFilter(_is_not_orbax)
 
 
+def _unraisablehook(args: Any) -> None:
+    """Drops what tensorstore's threads print for each array that was written after another had failed."""
+    if not (args.exc_type is RuntimeError and str(args.exc_value) == 'Event loop is closed'):
+        _print_unraisable(args)
+
+
+_print_unraisable, sys.unraisablehook = sys.unraisablehook, _unraisablehook
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Drops what orbax's reads and writes that were given up because of an error say when they are collected."""

@@ -1,8 +1,15 @@
 """Checkpoints: kept, atomic, verified; every damage is found and the one before is used."""
 
 import gc
+import multiprocessing
+import os
+import re
+import resource
 import shutil
+import time
+import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -166,23 +173,61 @@ def test_other_shapes_and_dtypes_are_refused(tmp_path: Path, change: dict):
         Checkpoints(tmp_path).restore(1, target)
 
 
-def save_and_wait(checkpoints: Checkpoints, step: int) -> None:
-    """The writing goes on after `save`, so either may fail."""
-    checkpoints.save(state_of(step), {}, None)
-    checkpoints.wait()
+def apart(function: Callable[[Path], None], directory: Path) -> None:
+    """Calls it in a process that ends at once: after a failed write orbax's threads would be waited for in vain."""
+    process = multiprocessing.get_context('spawn').Process(target=_call_and_end, args=(function, directory))
+    process.start()
+    process.join(60)
+    process.kill()
+    assert process.exitcode == 0
 
 
-def test_what_cannot_be_written_names_the_step_and_the_last_good_one(tmp_path: Path, capfd):
-    directory = tmp_path / 'checkpoints'
-    with Checkpoints(directory) as checkpoints:
-        checkpoints.save(state_of(1), {}, None)
+def _call_and_end(function: Callable[[Path], None], directory: Path) -> None:
+    try:
+        function(directory)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def fails_to_save(checkpoints: Checkpoints, state: TrainState) -> str:
+    """The error of a save; the writing goes on after `save`, so either call may raise it."""
+    with pytest.raises(CheckpointError) as error:  # noqa: PT012
+        checkpoints.save(state, {}, None)
+        time.sleep(1)  # the run trains on, and what fails meanwhile may print
         checkpoints.wait()
-        directory.rename(tmp_path / 'moved')
-        directory.write_text('in the way')
-        with pytest.raises(CheckpointError, match=r'step 2 cannot be saved in .*; the last .* is that of step 1'):
-            save_and_wait(checkpoints, 2)
+    return str(error.value)
+
+
+def replaces_the_directory(tmp_path: Path) -> None:
+    directory = tmp_path / 'checkpoints'
+    checkpoints = save(directory, 1)
+    directory.rename(tmp_path / 'moved')
+    directory.write_text('in the way')
+    assert re.match(
+        r'step 2 cannot be saved in .*; the last .* is that of step 1', fails_to_save(checkpoints, state_of(2))
+    )
     with warnings.catch_warnings(action='ignore'):  # coroutines that orbax never awaits
         gc.collect()
+
+
+def fills_the_disk(tmp_path: Path) -> None:
+    """A limit for the size of files fails in tensorstore's threads, as a full disk does, for each array."""
+    large = state_of(2)
+    noise = np.random.default_rng(0).normal(size=(60, 64, 64, 9)).astype(np.float32)  # zeros would be compressed
+    large.params['many'] = {f'conv{i}': array for i, array in enumerate(noise)}
+    checkpoints = save(tmp_path, 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    error = fails_to_save(checkpoints, large)
+    assert re.fullmatch(r'step 2 cannot be saved in .*: File too large; the last .* is that of step 1', error)
+    assert checkpoints.steps == [1]
+    assert not list(tmp_path.glob('*tmp*'))
+
+
+@pytest.mark.parametrize('function', [replaces_the_directory, fills_the_disk])
+def test_what_cannot_be_written_is_one_sentence(tmp_path: Path, capfd, function: Callable[[Path], None]):
+    apart(function, tmp_path)
     assert capfd.readouterr().err == ''
 
 

@@ -4,6 +4,7 @@ import queue
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -102,7 +103,11 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def watched_by(ends: queue.Queue, peers: dict[int, socket.socket]) -> Watch:
-    return Watch(peers, 3, lambda status: ends.put((min(peers), status)))
+    def end(status: int) -> None:
+        ends.put((min(peers), status))
+        threading.Event().wait()  # it never returns, as the end of a process does not
+
+    return Watch(peers, 3, end)
 
 
 def test_who_is_gone_is_told_to_all(capfd: pytest.CaptureFixture):
