@@ -23,8 +23,8 @@ def run_command(command: Callable[[list[str]], None]) -> None:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         status = 1
-    except SystemExit as end:  # of the parser of arguments, or of a signal
-        if not end.code:
+    except SystemExit as end:  # of the parser of arguments, of a signal, or of a config's own code
+        if not end.code or not isinstance(end.code, int):
             raise
         status = end.code
     except BaseException:
