@@ -87,7 +87,7 @@ CHOSEN = {
     'winograd, row': conv_cpu.unrolled_conv,
     'winograd, long row': conv_cpu.winograd_row_conv,
     'winograd, long column': conv_cpu.winograd_column_conv,
-    'many channels, strided': conv_cpu.phase_winograd_conv,
+    'many channels, strided': row_conv,
     'wide': wide_conv,
     'row': row_conv,
     'column': column_conv,

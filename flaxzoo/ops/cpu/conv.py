@@ -11,7 +11,6 @@ calls. `python -m benchmarks.levers` and `python -m benchmarks.grouped_conv` pri
 """
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -28,9 +27,10 @@ from flaxzoo.ops.cpu.groups import (
     groups_a_block,
     merged_conv,
 )
-from flaxzoo.ops.cpu.phases import phase_conv, phase_input_gradient
+from flaxzoo.ops.cpu.phases import phase_input_gradient
 from flaxzoo.ops.cpu.products import product, transposed_product
 from flaxzoo.ops.cpu.winograd import (
+    IMAGE,
     long_row_conv,
     unrolled_winograd_conv,
     winograd_conv,
@@ -58,10 +58,8 @@ MAX_INFERENCE_BLOCKS = 32
 YNNPACK_CHANNELS = 32
 
 # Ratios C * O / (C + O) from which Winograd's algorithm is faster (`python -m benchmarks.levers '*winograd*'`): that of
-# 48 -> 48 channels; for strided convolutions, of which it saves less, that of 96 -> 96; and for the kernel gradient,
-# whose alternatives are slower, that of 32 -> 32.
+# 48 -> 48 channels, and for the kernel gradient, whose alternatives are slower, that of 32 -> 32.
 WINOGRAD_CHANNELS = 24
-WINOGRAD_STRIDED_CHANNELS = 48
 WINOGRAD_GRADIENT_CHANNELS = 16
 
 
@@ -121,16 +119,6 @@ def flipped_winograd_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry
 
 def unrolled_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
     return unrolled_winograd_conv(x, kernel, geometry.padding)
-
-
-def phase_winograd_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """A strided 3x3 convolution by Winograd's algorithm for each phase of the stride, of two taps an axis or one."""
-    return phase_conv(x, kernel, geometry=geometry, conv=_one_phase)
-
-
-def _one_phase(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    conv = pointwise_conv if kernel.shape[:2] == (1, 1) else plain_winograd_conv
-    return conv(x, kernel, geometry=geometry)
 
 
 def winograd_row_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, flipped: bool = False) -> jax.Array:
@@ -194,20 +182,13 @@ def fits_winograd(c: Convolution, channels: int = WINOGRAD_CHANNELS) -> bool:
 
     The arithmetic saved goes with C * O, the additional memory written with C + O; `channels` bounds their ratio.
     """
-    few_taps = c.taps in ((1, 3), (3, 1), (3, 3))
+    few_taps = max(c.taps) > 1 and IMAGE.keys() >= set(c.taps)
     return few_taps and has_channels_for_winograd(c, channels)
 
 
 def has_channels_for_winograd(c: Convolution, channels: int = WINOGRAD_CHANNELS) -> bool:
     plain = c.geometry == Geometry(padding=c.geometry.padding)
     return plain and c.float32 and c.inputs * c.outputs >= channels * (c.inputs + c.outputs)
-
-
-def has_winograd_phases(c: Convolution) -> bool:
-    """Whether it is strided, and Winograd's algorithm pays for its phases, of which it saves less."""
-    strided = c.taps == (3, 3) and c.geometry.stride == (2, 2)
-    unstrided = replace(c, geometry=c.geometry._replace(stride=(1, 1)))
-    return strided and has_channels_for_winograd(unstrided, WINOGRAD_STRIDED_CHANNELS)
 
 
 def fits_winograd_gradient(c: Convolution) -> bool:
@@ -288,17 +269,10 @@ UNGROUPED = (
     Lowering(always, native_conv),
 )
 
-# In inference Winograd's points are arrays of their own, and strided convolutions have phases.
+# In inference Winograd's points are arrays of their own.
 UNROLLED = Lowering(fits_winograd, unrolled_conv, flipped_winograd_conv)
-STRIDED = Lowering(has_winograd_phases, phase_winograd_conv)
 
-
-def in_inference(row: Lowering) -> tuple[Lowering, ...]:
-    """What stands in the table of inference for a row of UNGROUPED."""
-    return (UNROLLED, STRIDED) if row.applies is fits_winograd else (row,)
-
-
-FORWARD = GROUPED_IN_INFERENCE + sum(map(in_inference, UNGROUPED), ())
+FORWARD = GROUPED_IN_INFERENCE + tuple(UNROLLED if row.applies is fits_winograd else row for row in UNGROUPED)
 
 DIFFERENTIATED = GROUPED + UNGROUPED
 

@@ -1,4 +1,4 @@
-"""A strided convolution, and its input gradient, as convolutions of stride 1, one for each phase of the stride.
+"""The input gradient of a strided convolution as convolutions of stride 1, one for each phase of the stride.
 
 Pixels that are a stride apart meet the same taps of the kernel.
 """
@@ -9,24 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxzoo.ops.convolution import Convolution
 from flaxzoo.ops.kept import kept
 from flaxzoo.ops.native import Geometry
 from flaxzoo.ops.pairs import Pair
-
-
-def phase_conv(x: jax.Array, kernel: jax.Array, *, geometry: Geometry, conv: Callable) -> jax.Array:
-    """A dense, undilated convolution as a sum of convolutions of stride 1, one for each phase of its stride.
-
-    `conv` computes these, which have no padding. The kernel has a tap at least for each phase.
-    """
-    sizes = Convolution.of(x, kernel, geometry).sizes
-    axes = zip(geometry.padding, sizes, geometry.stride, kernel.shape, x.shape[1:3], strict=False)
-    pads = [(low, (count - 1) * stride + taps - low - size, 0) for low, count, stride, taps, size in axes]
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
-    down, right = geometry.stride
-    phases = [(slice(row, None, down), slice(column, None, right)) for row in range(down) for column in range(right)]
-    return sum(conv(x[:, *phase], kernel[phase], geometry=Geometry()) for phase in phases)
 
 
 def phase_input_gradient(

@@ -2,9 +2,8 @@
 
 An axis of the image is cut in tiles of four pixels that overlap by two, and a tile and the taps that meet it are
 transformed, to four points each. There a convolution is one product a point. Along both axes that makes 16 products for
-four pixels, where a 3x3 kernel's plain sum takes 36. Two taps, as a phase of a strided kernel has, have three points
-for two pixels. An axis of one tap is left alone. All constants are 0, 1 and 1/2, so the float32 rounding is that of the
-plain convolution. Paper: https://arxiv.org/abs/1509.09308.
+four pixels, where a 3x3 kernel's plain sum takes 36. An axis of one tap is left alone. All constants are 0, 1 and 1/2,
+so the float32 rounding is that of the plain convolution. Paper: https://arxiv.org/abs/1509.09308.
 
 Where gradients are computed too all points are one array and their products one batched product: as an array and a
 product each, they take LLVM four times as long to compile. In evaluation, which has fewer convolutions to compile, they
@@ -26,23 +25,20 @@ from flaxzoo.ops.pairs import Pair
 # pixels of the result of the products at the points.
 IMAGE = {
     1: np.array([[1]]),
-    2: np.array([[1, -1, 0], [0, 1, 0], [0, 1, -1]]),
     3: np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
 }
 KERNEL = {
     1: np.array([[1]]),
-    2: np.array([[1, 0], [1, 1], [0, 1]]),
     3: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
 }
 RESULT = {
     1: np.array([[1]]),
-    2: np.array([[1, 1, 0], [0, 1, -1]]),
     3: np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
 }
 
 
 def winograd_conv(x: jax.Array, kernel: jax.Array, padding: Pair, flipped: bool = False) -> jax.Array:
-    """The convolution of stride 1 of `x: (N, H, W, C)` with `kernel: (kh, kw, C, O)` of one to three taps an axis.
+    """The convolution of stride 1 of `x: (N, H, W, C)` with `kernel: (kh, kw, C, O)` of one or three taps an axis.
 
     `flipped` means the kernel flipped in height and width, given as (kh, kw, O, C).
     """
