@@ -67,8 +67,6 @@ def train(config: ConfigDict, directory: Path) -> dict[str, float]:
         records = stack.enter_context(Records(directory, int(state.step), record.get('lines', 0), writes))
         progress = Progress(experiment.total, config.batch_size, sys.stderr if writes else None)
         if found:
-            if claimed:
-                identity.record(directory, experiment.data)  # where it was damaged
             progress.say(f'found the checkpoint of step {int(state.step)} in {directory}')
         return _Run(experiment, directory, claimed, checkpoints, records, progress).run(state, record)
 

@@ -187,7 +187,7 @@ def test_a_run_goes_on_with_its_images_where_they_are_now_and_with_no_others(pho
     config.update({'dataset': f'folder:{photographs}', 'image_size': 16, 'batch_size': 8, 'checkpoint_every_steps': 1})
     config.mean, config.std = (0.5,), (0.25,)
     train(config, run)
-    ends = (run / 'weights.safetensors').read_bytes()
+    ends, recorded = ((run / name).read_bytes() for name in ('weights.safetensors', 'data.json'))
     metadata = json.loads(safetensors.safe_open(run / 'weights.safetensors', 'np').metadata()['data'])
     assert metadata == open_folder(str(photographs)).identity()
 
@@ -197,10 +197,11 @@ def test_a_run_goes_on_with_its_images_where_they_are_now_and_with_no_others(pho
             (run / name).unlink()
 
     stopped_before_the_end()
+    (run / 'data.json').write_text('{')
     photographs = photographs.rename(tmp_path / 'moved')
     config.dataset = f'folder:{photographs}'
     train(config, run)
-    assert (run / 'weights.safetensors').read_bytes() == ends
+    assert [(run / name).read_bytes() for name in ('weights.safetensors', 'data.json')] == [ends, recorded]
     stopped_before_the_end()
     photographs = photographs.rename(tmp_path / 'again')
     (photographs / 'blue').rename(photographs / 'zblue')

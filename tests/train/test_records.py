@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -90,6 +91,16 @@ def test_nothing_is_made_before_the_first_line(tmp_path: Path):
     with Records(tmp_path, 0):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_not_ahead_of_the_lines_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced = []
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    with Records(tmp_path, 0) as records:
+        records.sync()
+        records.write('train', 1, {'loss': 1.0})
+        records.sync()
+    assert synced == [(tmp_path / 'metrics.jsonl').stat().st_ino]
 
 
 def test_tensorboard_gets_the_same_values(tmp_path: Path):
